@@ -1,0 +1,394 @@
+"""Every sampler of FMLM+ and of masked diffusion, as cases of one loop; and the command line that draws and solves.
+
+    python sample.py                        draw four boards from the newest checkpoint, or from the shipped weights
+    python sample.py --puzzle 53..7....     solve a puzzle; --trace shows the refinement round after round
+
+The loop (`refine`): draft all unknown tokens, commit some, forget the rest, repeat. A sampler is a choice of
+  - path:    the times a draft goes through, [0, 1] for one jump of the flow map, [0, 0] for the a-priori posterior;
+  - noise:   1 for a flow, 0 for masked diffusion (a [MASK] is the zero vector at time 0);
+  - draw:    how tokens are read off the draft, "argmax" or "sample";
+  - commit:  which tokens of the draft are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from fmlm import Denoiser, Model, flow_map, token_times
+from sudoku import boards as sudoku
+
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+SHIPPED = Path(__file__).parent / "sudoku" / "sudoku9.pt"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 1. The loop
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Pass(NamedTuple):
+    """One network pass, as `trace` records it, (B, L) each: the tokens drafted, their p_max, which were committed."""
+
+    draft: Tensor
+    confidence: Tensor
+    committed: Tensor
+
+
+Commit = Callable[[Tensor, Tensor, int], Tensor]  # (confidence (B, L), unknown (B, L), rounds left) -> (B, L) bool
+
+
+def most_confident(confidence: Tensor, unknown: Tensor, rounds_left: int) -> Tensor:
+    """The uniform budget: the ceil(unknown / rounds left) unknown tokens of highest confidence, (B, L) bool."""
+    budget = -(-unknown.sum(1, keepdim=True) // rounds_left)
+    rank = torch.where(unknown, confidence, -1.0).argsort(1, descending=True).argsort(1)
+    return rank < budget
+
+
+@torch.no_grad()
+def refine(model: Model, tokens: Tensor, known: Tensor, rounds: int, path: list[float], commit: Commit, noise: float = 1,
+           draw: str = "argmax", generator: Generator | None = None, trace: list | None = None) -> Tensor:
+    """Draft, commit, forget, at most `rounds` times; the last round commits everything. NFE = rounds * (len(path) - 1).
+
+    tokens: (B, L) int64; known: (B, L) bool, tokens that are given and come back bit for bit; what the other entries of
+    `tokens` hold is not read. model: also has `vocab_size`. generator: the only source of randomness, on the device
+    of the tokens. trace: a list, receives one `Pass` a network pass. Returns (B, L) tokens.
+    Raises ValueError for tokens or known of the wrong shape or type, for no rounds, or for an unknown `draw`.
+    """
+    if tokens.dim() != 2 or tokens.dtype != torch.int64:
+        raise ValueError(f"tokens must be (B, L) int64, got {tuple(tokens.shape)} {tokens.dtype}")
+    if known.shape != tokens.shape or known.dtype != torch.bool:
+        raise ValueError(f"known must be bool of the shape of tokens, {tuple(tokens.shape)}, "
+                         f"got {tuple(known.shape)} {known.dtype}")
+    if (known & ((tokens < 0) | (tokens >= model.vocab_size))).any():
+        raise ValueError(f"known tokens must lie in 0 ... {model.vocab_size - 1}")
+    if rounds < 1 or len(path) < 2:
+        raise ValueError("a sampler needs at least one network pass: NFE must be 1 or more")
+    if draw not in ("argmax", "sample"):
+        raise ValueError(f'draw must be "argmax" or "sample", not {draw!r}')
+    rand = lambda: torch.rand(tokens.shape, generator=generator, device=tokens.device)
+    for rounds_left in range(rounds, 0, -1):
+        if known.all():
+            break
+        unknown = ~known
+        x1 = F.one_hot(tokens.where(known, 0), model.vocab_size).float()
+        x = torch.randn(x1.shape, generator=generator, device=x1.device) * noise
+        x = torch.where(known[..., None], x1, x)
+        for i, (s, t) in enumerate(zip(path, path[1:])):
+            s, t = (token_times(torch.full_like(x[:, 0, 0], time), known) for time in (s, t))
+            delta = model(x, s, t).exp()
+            x = flow_map(x, delta, s, t)
+            confidence, draft = delta.max(-1)
+            if draw == "sample":  # inverse of the cumulative distribution
+                draft = (delta.cumsum(-1) < rand()[..., None]).sum(-1).clamp(max=model.vocab_size - 1)
+            committed = torch.zeros_like(known)
+            if i == len(path) - 2:
+                committed = unknown & (commit(confidence, unknown, rounds_left) if rounds_left > 1 else unknown)
+            draft = tokens.where(known, draft)
+            if trace is not None:
+                trace.append(Pass(draft, confidence, committed))
+        tokens, known = draft.where(committed, tokens), known | committed
+    return tokens
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 2. The samplers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def steps_from_0_to_1(steps: int) -> list[float]:
+    return [i / steps for i in range(steps + 1)] if steps > 0 else []
+
+
+def rounds_at_most_tokens(rounds: int, tokens: Tensor) -> int:
+    if rounds > tokens.shape[-1]:
+        raise ValueError(f"{rounds} rounds make no sense for {tokens.shape[-1]} tokens: each round commits at least one")
+    return rounds
+
+
+def flow_map_sampler(model: Model, tokens: Tensor, known: Tensor, steps: int,
+                     generator: Generator | None = None, trace: list | None = None) -> Tensor:
+    """Noise to data in `steps` jumps z <- X_{s,t}(z); the last returns delta_{s,1}, argmax decodes (2602.16813).
+
+    One round of the loop. For an FLM, whose network ignores t, delta_{s,t} = D_s and each jump is an Euler step.
+    """
+    return refine(model, tokens, known, 1, steps_from_0_to_1(steps), most_confident, generator=generator, trace=trace)
+
+
+def block_diffusion(model: Model, tokens: Tensor, known: Tensor, block_length: int, steps: int,
+                    generator: Generator | None = None, trace: list | None = None) -> Tensor:
+    """The flow map on all unknown tokens, of which one block after another is kept, from left to right.
+
+    Every pass is one that training has seen: all generated tokens share (s, t). NFE = ceil(L / block_length) * steps.
+    """
+    length = tokens.shape[-1]
+    if not 1 <= block_length <= length:
+        raise ValueError(f"block_length must lie in 1 ... {length}, got {block_length}")
+    blocks = -(-length // block_length)
+
+    def commit(confidence: Tensor, unknown: Tensor, rounds_left: int) -> Tensor:
+        return unknown & (torch.arange(length, device=unknown.device) < (blocks - rounds_left + 1) * block_length)
+
+    return refine(model, tokens, known, blocks, steps_from_0_to_1(steps), commit, generator=generator, trace=trace)
+
+
+def posterior_refinement(model: Model, tokens: Tensor, known: Tensor, rounds: int, threshold: float = 0.999,
+                         flow_steps: int = 1, generator: Generator | None = None, trace: list | None = None) -> Tensor:
+    """Posterior Refinement (2606.24773): draft the whole sequence with delta_{0,1}, commit what is sure *given the
+    draft* (p_max >= threshold) and at least the uniform budget, give the rest fresh noise, repeat.
+
+    NFE = rounds * flow_steps, less where all tokens are committed before.
+    """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must lie in [0, 1], got {threshold}")
+
+    def commit(confidence: Tensor, unknown: Tensor, rounds_left: int) -> Tensor:
+        return (confidence >= threshold) | most_confident(confidence, unknown, rounds_left)
+
+    return refine(model, tokens, known, rounds_at_most_tokens(rounds, tokens), steps_from_0_to_1(flow_steps), commit,
+                  generator=generator, trace=trace)
+
+
+def a_priori_confidence(model: Model, tokens: Tensor, known: Tensor, rounds: int, draw: str = "argmax",
+                        generator: Generator | None = None, trace: list | None = None) -> Tensor:
+    """The foil: delta_{0,0} for delta_{0,1}, each token's marginal given the context alone; the uniform budget only."""
+    return refine(model, tokens, known, rounds_at_most_tokens(rounds, tokens), [0, 0], most_confident, draw=draw,
+                  generator=generator, trace=trace)
+
+
+def confidence(model: Model, tokens: Tensor, known: Tensor, steps: int, draw: str = "argmax",
+               generator: Generator | None = None, trace: list | None = None) -> Tensor:
+    """MDM, most confident first: a-priori confidence with the noise turned off, that is, on [MASK] tokens."""
+    return refine(model, tokens, known, rounds_at_most_tokens(steps, tokens), [0, 0], most_confident, noise=0, draw=draw,
+                  generator=generator, trace=trace)
+
+
+def ancestral(model: Model, tokens: Tensor, known: Tensor, steps: int,
+              generator: Generator | None = None, trace: list | None = None) -> Tensor:
+    """MDM, ancestral (MDLM, arXiv 2406.07524): every [MASK] is revealed with probability (a_s - a_t)/(1 - a_t), which
+    for the linear schedule is 1 / steps left, and is drawn from its marginal."""
+    def commit(confidence: Tensor, unknown: Tensor, rounds_left: int) -> Tensor:
+        return torch.rand(unknown.shape, generator=generator, device=unknown.device) < 1 / rounds_left
+
+    return refine(model, tokens, known, steps, [0, 0], commit, noise=0, draw="sample", generator=generator, trace=trace)
+
+
+class Sampler(NamedTuple):
+    """A sampler of the command lines: what to call with (model, tokens, known, nfe), and the objectives it suits."""
+
+    run: Callable[..., Tensor]
+    objectives: tuple[str, ...]
+
+
+SAMPLERS = {  # the first that suits an objective is its default
+    "posterior": Sampler(posterior_refinement, ("fmlm+",)),
+    "a-priori": Sampler(a_priori_confidence, ("fmlm+",)),
+    "a-priori-sampled": Sampler(lambda *a, **k: a_priori_confidence(*a, draw="sample", **k), ("fmlm+",)),
+    "flow-map": Sampler(flow_map_sampler, ("flm", "fmlm+")),
+    "block": Sampler(lambda model, tokens, known, nfe, **k: block_diffusion(
+        model, tokens, known, -(-tokens.shape[-1] // rounds_at_most_tokens(nfe, tokens)), 1, **k), ("fmlm+",)),
+    "confidence": Sampler(confidence, ("mdm",)),
+    "confidence-sampled": Sampler(lambda *a, **k: confidence(*a, draw="sample", **k), ("mdm",)),
+    "ancestral": Sampler(ancestral, ("mdm",)),
+}
+
+
+def choose_sampler(objective: str, name: str | None = None) -> tuple[str, Sampler]:
+    """The sampler of that name, or the objective's default. ValueError where the two do not suit."""
+    suits = [key for key, sampler in SAMPLERS.items() if objective in sampler.objectives]
+    name = name or suits[0]
+    if name not in SAMPLERS:
+        raise ValueError(f"unknown sampler {name!r}: choose from {', '.join(SAMPLERS)}")
+    if name not in suits:
+        raise ValueError(f"the sampler {name!r} does not suit a model trained as {objective}: use {' or '.join(suits)}")
+    return name, SAMPLERS[name]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 3. Checkpoints
+# ---------------------------------------------------------------------------------------------------------------------
+
+FORMAT = 1
+OBJECTIVES = ("fmlm+", "flm", "mdm")
+
+
+def build(info: dict, device: str | torch.device = "cpu") -> Denoiser:
+    """The network that a checkpoint describes, with fresh weights."""
+    coords = sudoku.SHAPES[info["task"]].coords()
+    with torch.device(device):
+        return Denoiser(coords=coords, **info["network"])
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """Read and validate what `train.py` wrote: nothing in the file is run, and no more memory is taken than it is long.
+
+    Returns the saved dictionary, with "weights" for the EMA weights in float32. Raises ValueError, in one sentence, for
+    a file that is missing, damaged (every byte is under a checksum), not ours, or of another format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no checkpoint {path}: train one with `python train.py`")
+    damaged = ValueError(f"{path} is damaged or not a checkpoint of train.py: train it again with `python train.py`")
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch.save writes a zip file; testzip checks the sums of its members
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()) or archive.testzip():
+                raise damaged
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can fail in any way at all
+        raise damaged from error
+    if not isinstance(state, dict) or not isinstance(state.get("format"), int):
+        raise damaged
+    if state["format"] != FORMAT:
+        raise ValueError(f"{path} has format {state['format']}, this code reads {FORMAT}: train it again")
+    network, weights = state.get("network"), state.get("model")
+    if (state.get("task") not in list(sudoku.SHAPES) or state.get("objective") not in OBJECTIVES
+            or not isinstance(network, dict) or set(network) != {"vocab_size", "width", "depth", "heads"}
+            or not all(type(size) is int and 1 <= size <= 4096 for size in network.values())
+            or network["depth"] > 128 or network["width"] % network["heads"] or not isinstance(weights, dict)):
+        raise damaged
+    expected = {name: weight.shape for name, weight in build(state, "meta").state_dict().items()}  # takes no memory
+    if (set(weights) != set(expected) or not all(isinstance(weight, Tensor) for weight in weights.values())
+            or any(weights[name].shape != shape for name, shape in expected.items())
+            or sum(weight.numel() * weight.element_size() for weight in weights.values()) > path.stat().st_size
+            or not all(weight.isfinite().all() for weight in weights.values())):
+        raise damaged
+    return state
+
+
+def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> tuple[Denoiser, dict]:
+    """The network of a checkpoint, ready to sample from, and what the file says of it. Raises as `read_checkpoint`."""
+    state = read_checkpoint(path)
+    model = build(state)
+    model.load_state_dict(state["model"])  # half precision is widened here
+    return model.to(device).eval().requires_grad_(False), state
+
+
+def newest_checkpoint() -> Path:
+    """The checkpoint trained here last, else the weights that ship with the repository."""
+    return max(CHECKPOINTS.glob("*.pt"), key=lambda path: path.stat().st_mtime, default=SHIPPED)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 4. The command line
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def show(shape: sudoku.Shape, record: Pass, known: Tensor, color: bool) -> str:
+    """One board of one pass: a known cell as 5, one committed now as [5], one sent back to noise as 5 with a mark for
+    its confidence: ' from 0.9, ~ from 0.5, ? below. In color: bold, green, and yellow to red."""
+    rows = []
+    for row in range(shape.size):
+        line = []
+        for cell in range(row * shape.size, (row + 1) * shape.size):
+            digit, p = int(record.draft[cell]) + 1, float(record.confidence[cell])
+            text, code = (f" {digit} ", "1") if known[cell] else (f"[{digit}]", "32") if record.committed[cell] else (
+                (f" {digit}'", "33") if p >= 0.9 else (f" {digit}~", "35") if p >= 0.5 else (f" {digit}?", "31"))
+            line.append(f"\033[{code}m{text}\033[0m" if color else text)
+            if cell % shape.box_cols == shape.box_cols - 1 and (cell + 1) % shape.size:
+                line.append("|")
+        rows.append("".join(line))
+        if row % shape.box_rows == shape.box_rows - 1 and row + 1 < shape.size:
+            rows.append("+".join("-" * 3 * shape.box_cols for _ in range(shape.box_rows)))
+    return "\n".join(rows)
+
+
+def read_puzzles(shape: sudoku.Shape, options: argparse.Namespace) -> tuple[list[list[int]], list[str]]:
+    """The puzzles of --puzzle or --puzzles, and one sentence for every line that is none."""
+    if options.puzzle is not None:
+        return [sudoku.parse(shape, options.puzzle)], []
+    try:
+        lines = Path(options.puzzles).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read {options.puzzles}: {error}") from error
+    puzzles, errors = [], []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                puzzles.append(sudoku.parse(shape, line))
+            except ValueError as error:
+                errors.append(f"{options.puzzles}, line {number}: {error}")
+    if not puzzles:
+        raise ValueError(errors[0] if errors else f"{options.puzzles} holds no puzzle: write one a line")
+    return puzzles, errors
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Draw Sudoku boards, or solve puzzles, with a trained checkpoint.")
+    parser.add_argument("checkpoint", nargs="?", help="default: the newest trained here, else the shipped 9x9 weights")
+    parser.add_argument("-n", type=int, default=4, help="boards to draw (default 4)")
+    parser.add_argument("--sampler", metavar="NAME", help=f"{', '.join(SAMPLERS)}; default: what suits the checkpoint")
+    parser.add_argument("--nfe", type=int, default=4, help="network passes for each board, at most (default 4)")
+    parser.add_argument("--puzzle", metavar="STRING", help="solve this: row after row, . or 0 for an empty cell")
+    parser.add_argument("--puzzles", metavar="FILE", help="solve one puzzle a line")
+    parser.add_argument("--trace", action="store_true", help="show the first board pass after pass")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args(arguments)
+    try:
+        if options.n < 1:
+            raise ValueError(f"-n must be 1 or more, got {options.n}")
+        if options.puzzle is not None and options.puzzles is not None:
+            raise ValueError("give --puzzle or --puzzles, not both")
+        model, info = load_checkpoint(options.checkpoint or newest_checkpoint(), options.device)
+        name, sampler = choose_sampler(info["objective"], options.sampler)
+        shape, errors = sudoku.SHAPES[info["task"]], []
+        solving = options.puzzle is not None or options.puzzles is not None
+        if solving and info["objective"] == "flm":
+            raise ValueError("a model trained as flm knows no context, so it cannot solve puzzles: use fmlm+ or mdm")
+        if solving:
+            puzzles, errors = read_puzzles(shape, options)
+        else:
+            puzzles = [[-1] * shape.cells] * options.n
+        given = torch.tensor(puzzles, device=options.device)
+        generator, trace = Generator(options.device).manual_seed(options.seed), []
+        start = time.perf_counter()
+        boards = sampler.run(model, given.clamp(min=0), given >= 0, options.nfe, generator=generator, trace=trace)
+        seconds = time.perf_counter() - start
+    except (ValueError, RuntimeError) as error:
+        print(f"sample.py: {error}", file=sys.stderr)
+        return 2
+    right = sudoku.valid(shape, boards)
+    if options.json:
+        count = {"puzzles": len(puzzles), "solved": int(right.sum())} if solving else {"valid": int(right.sum())}
+        texts = [sudoku.to_string(shape, board) for board in boards.tolist()]
+        print(json.dumps(count | {"nfe": len(trace), "sampler": name, "boards": texts}
+                         | ({"errors": errors} if errors else {})))
+    else:
+        color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        if options.trace:
+            known = given[0] >= 0
+            for number, record in enumerate(trace, 1):
+                record = Pass(*(part[0] for part in record))
+                print(f"pass {number}: {int(record.committed.sum())} committed, "
+                      f"{int((~known & ~record.committed).sum())} back to noise\n{show(shape, record, known, color)}\n")
+                known = known | record.committed
+            print("5 known   [5] committed now   back to noise: 5' p >= 0.9   5~ p >= 0.5   5? less\n")
+        for puzzle, board, good in zip(puzzles, boards.tolist(), right.tolist()):
+            print(sudoku.pretty(shape, board))
+            verdict = ("solved" if solving else "valid") if good else "not valid"
+            solutions = sudoku.count_solutions(shape, puzzle) if solving else 1
+            if solutions != 1:
+                verdict += "; this puzzle has " + ("no solution" if not solutions else
+                           "2 or more solutions" + ("; the board found is one of them" if good else ""))
+            print(f"{verdict}\n")
+        print(f"{int(right.sum())} of {len(puzzles)} {'solved' if solving else 'valid'}, {name}, "
+              f"{len(trace)} network passes, {seconds:.2f} s")
+    for error in errors:
+        print(f"sample.py: {error}", file=sys.stderr)
+    return 2 if errors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
