@@ -257,12 +257,13 @@ class Denoiser(nn.Module):
         self.embed = nn.Linear(vocab_size, width)
         self.positions = nn.ModuleList(nn.Embedding(int(column.max()) + 1, width) for column in coords.T)
         self.time_s, self.time_t = TimeEmbedding(width), TimeEmbedding(width)
+        self.evidence = nn.Linear(width, width)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.modulation = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, vocab_size)
         for table in self.positions:
             nn.init.normal_(table.weight, std=0.5)
-        for zero in (self.time_t.mlp[-1], self.modulation, self.head):
+        for zero in (self.time_t.mlp[-1], self.evidence, self.modulation, self.head):
             nn.init.zeros_(zero.weight)
             nn.init.zeros_(zero.bias)
 
@@ -270,13 +271,15 @@ class Denoiser(nn.Module):
         check_times(x, s, t)
         if x.shape[1:] != (len(self.coords), self.vocab_size):
             raise ValueError(f"this network reads (B, {len(self.coords)}, {self.vocab_size}), got {tuple(x.shape)}")
-        h = self.embed(x) + sum(table(column) for table, column in zip(self.positions, self.coords.T))
         times = F.silu(self.time_s(s) + self.time_t(t))
+        # The exact posterior weighs what x says by s / (1-s)^2 (toy/exact.py): let the times scale the input, not only h.
+        h = self.embed(x) * (1 + self.evidence(times))
+        h = h + sum(table(column) for table, column in zip(self.positions, self.coords.T))
         for block in self.blocks:
             h = block(h, times)
         shift, scale = self.modulation(times).chunk(2, -1)
         logits = self.head(normalize(h, shift, scale)).float()
-        return F.log_softmax(30 * torch.tanh(logits / 30), -1)  # the soft cap keeps a certain token's gradient alive
+        return F.log_softmax(30 * torch.tanh(logits / 30), -1)  # soft-capped, as published
 
 
 # ---------------------------------------------------------------------------------------------------------------------

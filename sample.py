@@ -91,7 +91,7 @@ def refine(model: Model, tokens: Tensor, known: Tensor, rounds: int, path: list[
             x = flow_map(x, delta, s, t)
             confidence, draft = delta.max(-1)
             if draw == "sample":  # inverse of the cumulative distribution
-                draft = (delta.cumsum(-1) < rand()[..., None]).sum(-1).clamp(max=model.vocab_size - 1)
+                draft = (delta.cumsum(-1) <= rand()[..., None]).sum(-1).clamp(max=model.vocab_size - 1)
             committed = torch.zeros_like(known)
             if i == len(path) - 2:
                 committed = unknown & (commit(confidence, unknown, rounds_left) if rounds_left > 1 else unknown)
@@ -112,6 +112,8 @@ def steps_from_0_to_1(steps: int) -> list[float]:
 
 
 def rounds_at_most_tokens(rounds: int, tokens: Tensor) -> int:
+    if rounds < 1:
+        raise ValueError("a sampler needs at least one network pass: NFE must be 1 or more")
     if rounds > tokens.shape[-1]:
         raise ValueError(f"{rounds} rounds make no sense for {tokens.shape[-1]} tokens: each round commits at least one")
     return rounds
@@ -221,6 +223,7 @@ def choose_sampler(objective: str, name: str | None = None) -> tuple[str, Sample
 
 FORMAT = 1
 OBJECTIVES = ("fmlm+", "flm", "mdm")
+LARGEST = dict(vocab_size=4096, width=4096, depth=128, heads=4096)  # no network of more is made or believed
 
 
 def build(info: dict, device: str | torch.device = "cpu") -> Denoiser:
@@ -230,11 +233,22 @@ def build(info: dict, device: str | torch.device = "cpu") -> Denoiser:
         return Denoiser(coords=coords, **info["network"])
 
 
-def read_checkpoint(path: str | Path) -> dict:
-    """Read and validate what `train.py` wrote: nothing in the file is run, and no more memory is taken than it is long.
+def alike(saved: object, own: object) -> bool:
+    """Whether what a file holds has the keys, types and shapes of `own`. Tensors are dense, and may be in half precision."""
+    if isinstance(own, dict):
+        return isinstance(saved, dict) and saved.keys() == own.keys() and all(alike(saved[key], own[key]) for key in own)
+    if not isinstance(own, Tensor):
+        return type(saved) is type(own)
+    return (isinstance(saved, Tensor) and saved.layout == torch.strided and saved.device.type == "cpu"
+            and saved.shape == own.shape and saved.is_contiguous()
+            and (saved.dtype == own.dtype or (saved.dtype, own.dtype) == (torch.float16, torch.float32)))
 
-    Returns the saved dictionary, with "weights" for the EMA weights in float32. Raises ValueError, in one sentence, for
-    a file that is missing, damaged (every byte is under a checksum), not ours, or of another format.
+
+def read_checkpoint(path: str | Path) -> dict:
+    """Read what `train.py` wrote. Nothing in the file is run, and no more memory is taken than it is long.
+
+    Of the dictionary returned, "format", "task", "objective", "network" and "model" (the EMA weights) are validated.
+    ValueError, in one sentence, for a file that is missing, damaged, not ours, or of another format.
     """
     path = Path(path)
     if not path.is_file():
@@ -247,21 +261,21 @@ def read_checkpoint(path: str | Path) -> dict:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail in any way at all
         raise damaged from error
-    if not isinstance(state, dict) or not isinstance(state.get("format"), int):
+    if not isinstance(state, dict) or type(state.get("format")) is not int:
         raise damaged
     if state["format"] != FORMAT:
-        raise ValueError(f"{path} has format {state['format']}, this code reads {FORMAT}: train it again")
-    network, weights = state.get("network"), state.get("model")
-    if (state.get("task") not in list(sudoku.SHAPES) or state.get("objective") not in OBJECTIVES
-            or not isinstance(network, dict) or set(network) != {"vocab_size", "width", "depth", "heads"}
-            or not all(type(size) is int and 1 <= size <= 4096 for size in network.values())
-            or network["depth"] > 128 or network["width"] % network["heads"] or not isinstance(weights, dict)):
+        raise ValueError(f"{path} has format {state['format']} and this code reads {FORMAT}: train it again")
+    head = {name: state.get(name) for name in ("task", "objective", "network")}
+    if (not alike(head, dict(task="", objective="", network=LARGEST)) or head["task"] not in sudoku.SHAPES
+            or head["objective"] not in OBJECTIVES or head["network"]["vocab_size"] != sudoku.SHAPES[head["task"]].size
+            or not all(1 <= size <= LARGEST[name] for name, size in head["network"].items())
+            or head["network"]["width"] % head["network"]["heads"]):
         raise damaged
-    expected = {name: weight.shape for name, weight in build(state, "meta").state_dict().items()}  # takes no memory
-    if (set(weights) != set(expected) or not all(isinstance(weight, Tensor) for weight in weights.values())
-            or any(weights[name].shape != shape for name, shape in expected.items())
+    weights = state.get("model")
+    if (not alike(weights, build(state, "meta").state_dict())  # on "meta", a network takes no memory
             or sum(weight.numel() * weight.element_size() for weight in weights.values()) > path.stat().st_size
-            or not all(weight.isfinite().all() for weight in weights.values())):
+            or not all(weight.isfinite().all() for weight in weights.values())
+            or not weights["coords"].equal(sudoku.SHAPES[head["task"]].coords())):
         raise damaged
     return state
 
@@ -284,47 +298,24 @@ def newest_checkpoint() -> Path:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def show(shape: sudoku.Shape, record: Pass, known: Tensor, color: bool) -> str:
-    """One board of one pass: a known cell as 5, one committed now as [5], one sent back to noise as 5 with a mark for
-    its confidence: ' from 0.9, ~ from 0.5, ? below. In color: bold, green, and yellow to red."""
-    rows = []
-    for row in range(shape.size):
-        line = []
-        for cell in range(row * shape.size, (row + 1) * shape.size):
-            digit, p = int(record.draft[cell]) + 1, float(record.confidence[cell])
-            text, code = (f" {digit} ", "1") if known[cell] else (f"[{digit}]", "32") if record.committed[cell] else (
-                (f" {digit}'", "33") if p >= 0.9 else (f" {digit}~", "35") if p >= 0.5 else (f" {digit}?", "31"))
-            line.append(f"\033[{code}m{text}\033[0m" if color else text)
-            if cell % shape.box_cols == shape.box_cols - 1 and (cell + 1) % shape.size:
-                line.append("|")
-        rows.append("".join(line))
-        if row % shape.box_rows == shape.box_rows - 1 and row + 1 < shape.size:
-            rows.append("+".join("-" * 3 * shape.box_cols for _ in range(shape.box_rows)))
-    return "\n".join(rows)
+class Parser(argparse.ArgumentParser):
+    """A command line whose mistakes are ValueErrors like all others: one sentence, exit status 2."""
+
+    def error(self, message: str) -> None:
+        raise ValueError(message)
 
 
-def read_puzzles(shape: sudoku.Shape, options: argparse.Namespace) -> tuple[list[list[int]], list[str]]:
-    """The puzzles of --puzzle or --puzzles, and one sentence for every line that is none."""
-    if options.puzzle is not None:
-        return [sudoku.parse(shape, options.puzzle)], []
+def device(name: str) -> torch.device:
+    """The device of --device. ValueError where this machine has none of that name."""
     try:
-        lines = Path(options.puzzles).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read {options.puzzles}: {error}") from error
-    puzzles, errors = [], []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                puzzles.append(sudoku.parse(shape, line))
-            except ValueError as error:
-                errors.append(f"{options.puzzles}, line {number}: {error}")
-    if not puzzles:
-        raise ValueError(errors[0] if errors else f"{options.puzzles} holds no puzzle: write one a line")
-    return puzzles, errors
+        torch.zeros(1, device=name).tolist()
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"there is no device {name!r} here") from error
+    return torch.device(name)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Draw Sudoku boards, or solve puzzles, with a trained checkpoint.")
+    parser = Parser(prog="sample.py", description="Draw Sudoku boards, or solve puzzles, with a trained checkpoint.")
     parser.add_argument("checkpoint", nargs="?", help="default: the newest trained here, else the shipped 9x9 weights")
     parser.add_argument("-n", type=int, default=4, help="boards to draw (default 4)")
     parser.add_argument("--sampler", metavar="NAME", help=f"{', '.join(SAMPLERS)}; default: what suits the checkpoint")
@@ -334,23 +325,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--trace", action="store_true", help="show the first board pass after pass")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     try:
-        if options.n < 1:
-            raise ValueError(f"-n must be 1 or more, got {options.n}")
-        if options.puzzle is not None and options.puzzles is not None:
-            raise ValueError("give --puzzle or --puzzles, not both")
+        options = parser.parse_args(arguments)
+        if options.n < 1 or options.nfe < 1:
+            raise ValueError(f"-n and --nfe must be 1 or more, got {options.n} and {options.nfe}")
+        if options.puzzle is not None and options.puzzles is not None or options.trace and options.json:
+            raise ValueError("give --puzzle or --puzzles, and --trace or --json, not both")
         model, info = load_checkpoint(options.checkpoint or newest_checkpoint(), options.device)
         name, sampler = choose_sampler(info["objective"], options.sampler)
         shape, errors = sudoku.SHAPES[info["task"]], []
         solving = options.puzzle is not None or options.puzzles is not None
         if solving and info["objective"] == "flm":
             raise ValueError("a model trained as flm knows no context, so it cannot solve puzzles: use fmlm+ or mdm")
-        if solving:
-            puzzles, errors = read_puzzles(shape, options)
+        if options.puzzles is not None:
+            puzzles, errors = sudoku.read_puzzles(shape, options.puzzles)
         else:
-            puzzles = [[-1] * shape.cells] * options.n
+            puzzles = [sudoku.parse(shape, options.puzzle)] if solving else [[-1] * shape.cells] * options.n
         given = torch.tensor(puzzles, device=options.device)
         generator, trace = Generator(options.device).manual_seed(options.seed), []
         start = time.perf_counter()
@@ -359,30 +350,27 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, RuntimeError) as error:
         print(f"sample.py: {error}", file=sys.stderr)
         return 2
-    right = sudoku.valid(shape, boards)
+    right = sudoku.valid(shape, boards) & ((boards == given) | (given < 0)).all(1)
     if options.json:
         count = {"puzzles": len(puzzles), "solved": int(right.sum())} if solving else {"valid": int(right.sum())}
         texts = [sudoku.to_string(shape, board) for board in boards.tolist()]
-        print(json.dumps(count | {"nfe": len(trace), "sampler": name, "boards": texts}
-                         | ({"errors": errors} if errors else {})))
+        print(json.dumps(count | {"nfe": len(trace), "boards": texts}))
     else:
-        color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        known, color = given[0] >= 0, sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        for number, record in enumerate(trace if options.trace else [], 1):
+            draft, confidence, committed = (part[0] for part in record)
+            print(f"pass {number}: {int(committed.sum())} committed, {int((~known & ~committed).sum())} back to noise\n"
+                  f"{sudoku.pretty_draft(shape, draft, confidence, committed, known, color)}\n")
+            known = known | committed
         if options.trace:
-            known = given[0] >= 0
-            for number, record in enumerate(trace, 1):
-                record = Pass(*(part[0] for part in record))
-                print(f"pass {number}: {int(record.committed.sum())} committed, "
-                      f"{int((~known & ~record.committed).sum())} back to noise\n{show(shape, record, known, color)}\n")
-                known = known | record.committed
             print("5 known   [5] committed now   back to noise: 5' p >= 0.9   5~ p >= 0.5   5? less\n")
         for puzzle, board, good in zip(puzzles, boards.tolist(), right.tolist()):
-            print(sudoku.pretty(shape, board))
             verdict = ("solved" if solving else "valid") if good else "not valid"
             solutions = sudoku.count_solutions(shape, puzzle) if solving else 1
             if solutions != 1:
                 verdict += "; this puzzle has " + ("no solution" if not solutions else
                            "2 or more solutions" + ("; the board found is one of them" if good else ""))
-            print(f"{verdict}\n")
+            print(f"{sudoku.pretty(shape, board)}\n{verdict}\n")
         print(f"{int(right.sum())} of {len(puzzles)} {'solved' if solving else 'valid'}, {name}, "
               f"{len(trace)} network passes, {seconds:.2f} s")
     for error in errors:

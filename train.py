@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
 import resource
@@ -22,26 +23,27 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
+from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import fmlm
-from sample import CHECKPOINTS, FORMAT, OBJECTIVES, build, read_checkpoint
+from sample import CHECKPOINTS, FORMAT, LARGEST, OBJECTIVES, Parser, alike, build, device, read_checkpoint
 from sudoku import boards as sudoku, evaluate
 
 # Settings of each task, chosen for two CPU cores. Rates warm up, stay, and fall linearly over the second half to 2%.
 TASKS = {
-    "sudoku4": dict(minutes=2.7, width=64, depth=3, heads=2, batch=256, lr=3e-3, warmup=100, ema=0.999, boards=288,
-                    compile=False),
-    "sudoku6": dict(minutes=9.5, width=96, depth=4, heads=3, batch=256, lr=2e-3, warmup=200, ema=0.999, boards=20_000,
-                    compile=True),
-    "sudoku9": dict(minutes=100, width=128, depth=4, heads=4, batch=256, lr=1.5e-3, warmup=200, ema=0.9995, boards=20_000,
-                    compile=True),
+    "sudoku4": dict(minutes=2.7, width=64, depth=3, heads=2, lr=3e-3, warmup=100, ema=0.999, boards=288, compile=False),
+    "sudoku6": dict(minutes=9.5, width=96, depth=4, heads=3, lr=2e-3, warmup=200, ema=0.999, boards=20_000, compile=True),
+    "sudoku9": dict(minutes=100., width=128, depth=4, heads=4, lr=1.5e-3, warmup=200, ema=.9995, boards=20000, compile=True),
 }
-RECIPE = ("task", "objective", "steps", "minutes", "width", "depth", "heads", "batch", "lr", "warmup", "ema", "boards",
-          "seed")  # what makes a run the run that it is: saved with it
+ALL_TASKS = dict(objective="fmlm+", batch=256, seed=0, bf16=True)
+RECIPE = dict(task=str, objective=str, steps=int, minutes=float, width=int, depth=int, heads=int, batch=int, lr=float,
+              warmup=int, ema=float, boards=int, seed=int, bf16=bool, compile=bool)  # what makes a run: saved with it
 DIAGONAL = 0.5  # share of a batch with s = t, trained on the data; the others learn the flow map from the network itself
 BOUNDARY = 1 / 32  # share of the others pinned at (s, t) = (0, 1)
+SAVE_EVERY = 60  # seconds
+NO_RUN = "holds weights to sample from, but no training run to resume"
 
 
 def training_loss(objective: str, model: fmlm.Model, x1: Tensor, generator: Generator, rank: int = 0, world: int = 1,
@@ -69,15 +71,17 @@ def learning_rate(progress: float, step: int, peak: float, warmup: int) -> float
 
 def save_checkpoint(path: Path, state: dict) -> None:
     """Write to a temporary file, flush it to the disk, rename: whatever happens, `path` is the old file or the new one."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part, buffer = path.with_name(f"{path.name}.part"), io.BytesIO()
+    torch.save(state, buffer)
     try:
-        with open(part, "wb") as file:
-            torch.save(state, file)
+        with open(part, "wb") as file:  # also takes the place of what a killed run has left
+            file.write(buffer.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    finally:
+    except OSError as error:
         part.unlink(missing_ok=True)
+        raise OSError(f"cannot write {path} ({error}): what it held before is still there") from error
 
 
 class Run:
@@ -85,28 +89,29 @@ class Run:
 
     def __init__(self, options: argparse.Namespace, rank: int = 0, world: int = 1) -> None:
         self.options, self.rank, self.world = options, rank, world
-        self.device = torch.device(options.device)
-        self.shape = sudoku.SHAPES[options.task]
+        self.device, self.shape = options.device, sudoku.SHAPES[options.task]
+        self.info = dict(format=FORMAT, task=options.task, objective=options.objective,
+                         network={name: getattr(options, name) for name in LARGEST})
         torch.manual_seed(options.seed)  # the initial weights, the same on every process
-        network = dict(vocab_size=self.shape.size, width=options.width, depth=options.depth, heads=options.heads)
-        self.info = dict(format=FORMAT, task=options.task, objective=options.objective, network=network)
         self.model = build(self.info).to(self.device)
         self.model.time_t.requires_grad_(options.objective == "fmlm+")  # without a flow map the second time stays silent
         self.ema = fmlm.EMA(self.model, options.ema)
-        learned = [weight for weight in self.model.parameters() if weight.requires_grad]
-        self.optimizer = torch.optim.AdamW(learned, lr=options.lr, weight_decay=0, fused=True)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=options.lr, weight_decay=0, fused=True)
+        for weight in self.model.parameters():  # what AdamW makes at its first step; here, so that `restore` can compare
+            self.optimizer.state[weight] = dict(step=torch.zeros((), device=self.device),
+                                                exp_avg=torch.zeros_like(weight), exp_avg_sq=torch.zeros_like(weight))
         self.generator = Generator(self.device).manual_seed(options.seed * world + rank)
         self.boards = sudoku.load_boards(self.shape, "train", options.boards).to(self.device)
         self.step, self.seconds = 0, 0.0
-        self.broken = torch.tensor(-1, device=self.device)  # the first step whose gradient was not finite
+        self.broken = torch.tensor(0, device=self.device)  # the first step, from 1, whose gradient was not finite
         self.network = torch.compile(self.model) if options.compile else self.model
         if world > 1:
-            self.network = nn.parallel.DistributedDataParallel(self.network)
+            self.network = nn.parallel.DistributedDataParallel(self.network, broadcast_buffers=False)
 
     def draw(self) -> Tensor:
         """Random training boards, each under a random symmetry, one-hot: (B, L, V)."""
-        chosen = torch.randint(len(self.boards), (self.options.batch // self.world,), generator=self.generator,
-                               device=self.device)
+        n = self.options.batch // self.world
+        chosen = torch.randint(len(self.boards), (n,), generator=self.generator, device=self.device)
         return F.one_hot(sudoku.augment(self.shape, self.boards[chosen], self.generator), self.shape.size).float()
 
     def loss(self, model: fmlm.Model, x1: Tensor, parts: dict) -> Tensor:
@@ -116,219 +121,205 @@ class Run:
         if self.world > 1:  # DDP averages over processes; weigh each by its tokens, so that all tokens count alike
             total = count.clone()
             dist.all_reduce(total)
-            loss = loss * count * self.world / total
+            loss = loss * count * self.world / total.clamp(min=1)
         return loss
 
     def progress(self) -> float:
         """The share of the learning-rate schedule that is done: of the steps if their number is given, else of the time."""
-        if self.options.steps:
-            return self.step / self.options.steps
-        return self.seconds / (60 * self.options.minutes)
+        return self.step / self.options.steps if self.options.steps else self.seconds / (60 * self.options.minutes)
 
     def update(self) -> None:
         """Clip the gradient, step, average the weights. No value is read back: a GPU is never waited for."""
-        rate = learning_rate(self.progress(), self.step, self.options.lr, self.options.warmup)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        lr, warmup = self.options.lr, self.options.warmup
+        self.optimizer.param_groups[0]["lr"] = learning_rate(self.progress(), self.step, lr, warmup)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.broken = torch.where((self.broken < 0) & ~torch.isfinite(norm), self.step, self.broken)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.ema.update(self.model)
         self.step += 1
+        self.broken = torch.where((self.broken == 0) & ~torch.isfinite(norm), self.step, self.broken)
 
-    def save(self, path: Path) -> None:
-        """Write all that sampling and `restore` need; `path` holds the old checkpoint or the new one, whatever happens."""
-        save_checkpoint(path, dict(
-            self.info, options={name: getattr(self.options, name) for name in RECIPE}, step=self.step, seconds=self.seconds,
-            model=self.ema.model.state_dict(), running=self.model.state_dict(), updates=self.ema.updates,
-            optimizer=self.optimizer.state_dict(), generator=self.generator.get_state()))
+    def state(self) -> dict:
+        """All that sampling and `restore` need."""
+        options = {name: getattr(self.options, name) for name in RECIPE}
+        return dict(self.info, options=options, step=self.step, seconds=self.seconds, updates=self.ema.updates,
+                    model=self.ema.model.state_dict(), running=self.model.state_dict(),
+                    optimizer=self.optimizer.state_dict()["state"], generator=self.generator.get_state())
 
     def load(self, state: dict, path: str) -> None:
         """Start from another run's weights: an MDM's, say, which is this network at s = t = 0."""
         if (state["task"], state["network"]) != (self.info["task"], self.info["network"]):
-            raise ValueError(f"--init {path} is {state['task']} with {state['network']}, "
-                             f"this run is {self.info['task']} with {self.info['network']}")
+            raise ValueError(f"--init {path} is {state['task']} with {state['network']}, and this run is not")
         for model in (self.model, self.ema.model):
             model.load_state_dict(state["model"])
 
-    def restore(self, state: dict, path: Path) -> None:
-        """Continue where `save` was: the next step is the one that would have come next, bit for bit on a CPU."""
-        try:
-            self.ema.model.load_state_dict(state["model"])
-            self.model.load_state_dict(state["running"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.ema.updates, self.step, self.seconds = state["updates"], state["step"], state["seconds"]
-            if self.rank == 0:
-                self.generator.set_state(state["generator"])
-            else:  # only the first process saves; the others go on with fresh random numbers
-                self.generator.manual_seed((self.options.seed + self.step) * self.world + self.rank)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{path} holds weights to sample from, but no training run to resume") from error
+    def restore(self, state: dict, path: str) -> None:
+        """Continue where `state` was: the next step is the one that would have come next, bit for bit on a CPU."""
+        own = {name: value for name, value in self.state().items() if name not in ("options", "generator")}
+        if not (alike({name: state.get(name) for name in own}, own)
+                and all(0 <= state[name] < 1e9 for name in ("step", "seconds", "updates"))):
+            raise ValueError(f"{path} {NO_RUN}")
+        self.ema.model.load_state_dict(state["model"])
+        self.model.load_state_dict(state["running"])
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state["optimizer"]})
+        self.ema.updates, self.step, self.seconds = state["updates"], state["step"], state["seconds"]
+        if self.rank == 0 and alike(state.get("generator"), self.generator.get_state()):
+            self.generator.set_state(state["generator"])
+        else:  # only the first process saves its random state, and a GPU's means nothing to a CPU: go on with a fresh one
+            self.generator.manual_seed((self.options.seed + self.step) * self.world + self.rank)
+        if self.progress() >= 1:
+            raise ValueError(f"{path} has done {self.step} steps already, so ask for more --steps or --minutes")
 
 
 def train(run: Run, out: Path) -> int:
     """Train until the schedule or this sitting's minutes end, or a signal comes; save every minute and at the end.
-
     Returns the exit status: 0, or 128 + the signal's number, or 1 after a gradient that is not finite.
     """
-    signals: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: signals.append(number))
-    parts, every = {}, 1 if run.device.type == "cpu" else 50  # to fetch a loss is to wait for the GPU
     before, started = run.seconds, time.perf_counter()
-    saved = started
+    saved, ending, signals, parts = started, 0, [], {}
+    every = 1 if run.device.type == "cpu" else 50  # to fetch a loss is to wait for the GPU
     sitting = 60 * run.options.minutes if run.options.steps and run.options.minutes else math.inf
-    bar = tqdm(initial=run.step, unit="step", disable=run.rank > 0, mininterval=0.5 if sys.stderr.isatty() else 30)
-    while run.progress() < 1 and run.seconds - before < sitting and not signals:
-        run.loss(run.network, run.draw(), parts).backward()
-        run.update()
-        run.seconds = before + time.perf_counter() - started
-        if run.world > 1:  # a signal or a clock is one process's own: agree on both
-            shared = torch.tensor([run.seconds, max(signals, default=0)], dtype=torch.float64, device=run.device)
-            dist.all_reduce(shared, dist.ReduceOp.MAX)
-            run.seconds, signals = float(shared[0]), [int(shared[1])] if shared[1] else []
-        if run.step % every == 0:
-            if run.broken >= 0:
-                print(f"\ntrain.py: the gradient of step {int(run.broken)} is not finite, so training stops; "
-                      f"{out} is as it was saved before: try a smaller --lr", file=sys.stderr)
-                return 1
-            bar.total = max(run.step, round(run.step / run.progress()))
-            bar.set_postfix({name: f"{float(value):.3f}" for name, value in parts.items()}, refresh=False)
-            if run.rank == 0 and time.perf_counter() - saved > 60:
-                run.save(out)
-                saved = time.perf_counter()
-        bar.update()
-    bar.close()
-    if run.rank == 0 and run.broken < 0:
-        run.save(out)
-    return 128 + signals[0] if signals else 0
-
-
-def clock(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+    handlers = {number: signal.signal(number, lambda number, frame: signals.append(number))
+                for number in (signal.SIGINT, signal.SIGTERM)}
+    with tqdm(initial=run.step, unit="step", disable=run.rank > 0, mininterval=0.5 if sys.stderr.isatty() else 30) as bar:
+        while run.progress() < 1 and run.seconds - before < sitting and not ending:
+            run.loss(run.network, run.draw(), parts).backward()
+            run.update()
+            run.seconds, ending = before + time.perf_counter() - started, max(signals, default=0)
+            if run.world > 1:  # a clock or a signal is one process's own: agree on both, so that all end after one step
+                agreed = torch.tensor([run.seconds, ending], dtype=torch.float64)
+                dist.all_reduce(agreed, dist.ReduceOp.MAX)
+                run.seconds, ending = float(agreed[0]), int(agreed[1])
+            if run.step % every == 0:
+                if run.broken:
+                    break
+                bar.total = max(run.step, round(run.step / run.progress()))
+                bar.set_postfix({name: f"{float(value):.3f}" for name, value in parts.items()}, refresh=False)
+                if run.rank == 0 and time.perf_counter() - saved > SAVE_EVERY:
+                    save_checkpoint(out, run.state())
+                    saved = time.perf_counter()
+            bar.update()
+    if run.rank == 0 and not run.broken:
+        save_checkpoint(out, run.state())
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    if run.rank == 0 and run.broken:
+        print(f"train.py: the gradient of step {int(run.broken)} is not finite, so training stops and {out} is left as it "
+              "was: try a smaller --lr", file=sys.stderr)
+    return 1 if run.broken else 128 + ending if ending else 0
 
 
 def bench(run: Run, steps: int) -> None:
     """Time `steps` training steps part by part, after 5 to warm up, and print medians, rates and peak memory."""
-    rows = []
+    cuda, rows, mark = run.device.type == "cuda", [], 0.0
 
-    def network(x: Tensor, s: Tensor, t: Tensor) -> Tensor:  # books passes without gradient apart: they make targets
-        start = clock(run.device)
+    def lap(part: str) -> None:  # books the time since the last one
+        nonlocal mark
+        if cuda:
+            torch.cuda.synchronize()
+        start, mark = mark, time.perf_counter()
+        rows[-1][part] += mark - start
+
+    def network(x: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        lap("loss")
         log_delta = run.network(x, s, t)
-        rows[-1]["forward" if torch.is_grad_enabled() else "targets"] += clock(run.device) - start
+        lap("forward" if torch.is_grad_enabled() else "targets")
         return log_delta
 
-    def step() -> None:
-        rows.append({"data": 0.0, "targets": 0.0, "forward": 0.0, "backward": 0.0, "optimizer": 0.0})
-        times = [clock(run.device)]
-        x1 = run.draw()
-        times.append(clock(run.device))
-        loss = run.loss(network, x1, {})
-        times.append(clock(run.device))
-        loss.backward()
-        times.append(clock(run.device))
-        run.update()
-        times.append(clock(run.device))
-        rows[-1].update(data=times[1] - times[0], backward=times[3] - times[2], optimizer=times[4] - times[3])
-        rows[-1].update({"in all": times[4] - times[0],
-                         "loss": times[2] - times[1] - rows[-1]["targets"] - rows[-1]["forward"]})
-
     for _ in range(5 + steps):
-        step()
-    rows = rows[5:]
+        rows.append(dict(data=0.0, targets=0.0, forward=0.0, loss=0.0, backward=0.0, optimizer=0.0))
+        mark = time.perf_counter()
+        x1 = run.draw()
+        lap("data")
+        loss = run.loss(network, x1, {})
+        lap("loss")
+        loss.backward()
+        lap("backward")
+        run.update()
+        lap("optimizer")
+    memory = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     with FlopCounterMode(display=False) as counter:  # matrix products of one step, as torch counts them
         run.loss(run.model, run.draw(), {}).backward()
-    median = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
-    total = sorted(row["in all"] for row in rows)
-    low, high = total[len(total) // 10], total[-1 - len(total) // 10]
-    tokens = run.options.batch // run.world * run.shape.cells
-    a = torch.randn(tokens, run.options.width, device=run.device, dtype=torch.bfloat16 if run.options.bf16 else None)
-    b = torch.randn(4 * run.options.width, run.options.width, device=run.device, dtype=a.dtype)
-    products = []
-    for _ in range(20):
-        start = clock(run.device)
-        F.linear(a, b)
-        products.append(clock(run.device) - start)
-    rate, peak = counter.get_total_flops() / median["in all"], 2 * a.numel() * len(b) / statistics.median(products)
-    memory = (torch.cuda.max_memory_allocated() if run.device.type == "cuda"
-              else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    tokens, width = run.options.batch // run.world * run.shape.cells, run.options.width
+    a = torch.randn(tokens, width, device=run.device, dtype=torch.bfloat16 if run.options.bf16 else torch.float32)
+    b = torch.randn(4 * width, width, device=run.device, dtype=a.dtype)
+    product = Timer("F.linear(a, b)", globals=dict(F=F, a=a, b=b), num_threads=torch.get_num_threads()).blocked_autorange()
+    if run.rank > 0:
+        return
+    parts = {name: statistics.median(row[name] for row in rows[5:]) for name in rows[0]}
+    total = sorted(sum(row.values()) for row in rows[5:])
+    step, low, high = statistics.median(total), total[steps // 10], total[-1 - steps // 10]
+    rate, peak = counter.get_total_flops() / step, 2 * tokens * width * 4 * width / product.median
     print(f"{run.options.task} {run.options.objective}, batch {run.options.batch}, {run.device.type}, "
           f"{'bf16' if run.options.bf16 else 'float32'}{', compiled' if run.options.compile else ''}: "
-          f"{1e3 * median['in all']:.1f} ms per step (10% to 90%: {1e3 * low:.1f} to {1e3 * high:.1f}), "
-          f"{tokens / median['in all']:,.0f} tokens/s, peak memory {memory / 2**20:,.0f} MiB")
-    print("   ".join(f"{name} {1e3 * median[name]:.1f}" for name in median if name != "in all") + "   (ms, medians)")
+          f"{1e3 * step:.1f} ms per step (10% to 90%: {1e3 * low:.1f} to {1e3 * high:.1f}), "
+          f"{tokens / step:,.0f} tokens/s, peak memory {memory / 2**20:,.0f} MiB")
+    print("   ".join(f"{name} {1e3 * seconds:.1f}" for name, seconds in parts.items()) + "   (ms, medians)")
     print(f"{rate / 1e9:,.0f} GFLOP/s in matrix products, {100 * rate / peak:.0f}% of the {peak / 1e9:,.0f} GFLOP/s of one "
-          f"{len(a)} x {run.options.width} x {len(b)} product alone")
+          f"{tokens} x {width} x {4 * width} product alone")
 
 
 def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, dict | None]:
     """The options of a run, from the command line, then from the checkpoint to resume, then from the task's settings."""
-    parser = argparse.ArgumentParser(description="Train a flow map language model, then print its evaluation table.",
-                                     epilog="Sizes and rates that are not given come from the task's line in train.py.")
+    parser = Parser(prog="train.py", description="Train a flow map language model, then print its evaluation table.")
     parser.add_argument("task", nargs="?", choices=TASKS, help="default: sudoku4")
     parser.add_argument("--objective", choices=OBJECTIVES, help="default: fmlm+")
     parser.add_argument("--steps", type=int, help="length of the learning-rate schedule; default: that of --minutes")
     parser.add_argument("--minutes", type=float, help="length of the schedule, or of this sitting where --steps is given")
-    parser.add_argument("--resume", metavar="CKPT", help="continue this run, with the settings that it was started with")
-    parser.add_argument("--init", metavar="CKPT", help="start from the weights of this checkpoint, such as an MDM's")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--resume", metavar="CKPT", help="continue this run, with the settings that it was started with")
+    start.add_argument("--init", metavar="CKPT", help="start from the weights of this checkpoint, such as an MDM's")
     parser.add_argument("--out", metavar="CKPT", help="default: checkpoints/TASK-OBJECTIVE.pt, or the resumed checkpoint")
-    for name, kind in dict(batch=int, width=int, depth=int, heads=int, lr=float, warmup=int, ema=float, boards=int).items():
-        parser.add_argument(f"--{name}", type=kind, metavar="X")
-    parser.add_argument("--seed", type=int, help="default: 0")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="matrix products in bfloat16")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None, help="slow to start, then faster")
+    for name in ("batch", "width", "depth", "heads", "lr", "warmup", "ema", "boards", "seed"):
+        parser.add_argument(f"--{name}", type=RECIPE[name], metavar="X", help=f"4x4: {(ALL_TASKS | TASKS['sudoku4'])[name]}")
+    parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, help="matrix products in bfloat16 (default)")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="slow to start, then faster")
     parser.add_argument("--bench", type=int, metavar="N", help="time N steps and train nothing")
     options = parser.parse_args(arguments)
     state, settings = None, {}
     if options.resume:
         state = read_checkpoint(options.resume)
         settings = state.get("options")
-        if not isinstance(settings, dict) or set(settings) != set(RECIPE):
-            raise ValueError(f"{options.resume} holds weights to sample from, but no training run to resume")
-        for name in RECIPE:
-            given = getattr(options, name)
-            if name not in ("steps", "minutes") and given not in (None, settings[name]):
-                raise ValueError(f"{options.resume} is a run with {name} {settings[name]}, not {given}: leave that option out")
-        if options.steps is not None and options.steps <= state["step"]:
-            raise ValueError(f"{options.resume} has done {state['step']} steps already: ask for more than --steps {options.steps}")
-        if settings["steps"]:  # there the minutes were only those of a sitting
-            settings = dict(settings, minutes=None)
+        head = dict(state["network"], task=state["task"], objective=state["objective"])
+        if (not isinstance(settings, dict) or settings.keys() != RECIPE.keys()
+                or not all(value is None or type(value) is RECIPE[name] for name, value in settings.items())
+                or any(settings[name] != head[name] for name in head if name in RECIPE)):
+            raise ValueError(f"{options.resume} {NO_RUN}")
+        for name in RECIPE.keys() - {"steps", "minutes", "bf16", "compile"}:
+            if (given := getattr(options, name)) not in (None, settings[name]):
+                raise ValueError(f"{options.resume} is a run with {name} {settings[name]}, not {given}: leave that out")
     task = options.task or settings.get("task") or "sudoku4"
-    defaults = dict(TASKS[task], task=task, objective="fmlm+", seed=0) | settings
-    if options.steps or settings.get("steps"):
-        defaults.setdefault("steps", None)
-        defaults["minutes"] = settings.get("minutes")
-    for name, value in defaults.items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
+    defaults = dict(ALL_TASKS, task=task, **TASKS[task])
+    defaults |= {name: value for name, value in settings.items() if value is not None}
+    if options.steps or settings.get("steps"):  # minutes are then those of a sitting, and of this one only
+        defaults["minutes"] = None
+    vars(options).update({name: value for name, value in defaults.items() if getattr(options, name) is None})
+    options.vocab_size = sudoku.SHAPES[task].size
     for name in ("batch", "width", "depth", "heads", "lr", "warmup", "boards", "minutes", "steps", "bench"):
-        value = getattr(options, name)
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"--{name} must be more than 0, got {value}")
-    if not 0 <= options.ema < 1:
-        raise ValueError(f"--ema must lie in [0, 1), got {options.ema}")
+        value, limit = getattr(options, name), LARGEST.get(name, 10**7)
+        if value is not None and not 0 < value <= limit:
+            raise ValueError(f"--{name} must be more than 0 and at most {limit}, got {value}")
+    if not (0 <= options.ema < 1 and 0 <= options.seed < 2**32):
+        raise ValueError(f"--ema must lie in [0, 1) and --seed in [0, 2^32), got {options.ema} and {options.seed}")
     return options, state
 
 
 def main(arguments: list[str] | None = None) -> int:
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     try:
+        if world > 1 and torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         options, state = parse(arguments)
         if options.batch % world:
             raise ValueError(f"--batch {options.batch} must be a multiple of the {world} processes")
-        if world > 1:
-            if options.device == "cuda":
-                options.device = f"cuda:{os.environ['LOCAL_RANK']}"
-            dist.init_process_group("nccl" if options.device.startswith("cuda") else "gloo")
         out = Path(options.out or options.resume or CHECKPOINTS / f"{options.task}-{options.objective}.pt")
         if not options.out:
             CHECKPOINTS.mkdir(exist_ok=True)
-        if not out.parent.is_dir() or out.is_dir():
-            raise ValueError(f"cannot write {out}: --out must name a file in a folder that exists")
+        if not out.parent.is_dir() or out.is_dir() or not os.access(out.parent, os.W_OK):
+            raise ValueError(f"cannot write {out}: --out must name a file in a folder that exists and can be written to")
+        if world > 1:  # gradients travel by nccl, the agreement on when to end by gloo: it does not wait for the GPU
+            dist.init_process_group("cpu:gloo,cuda:nccl" if options.device.type == "cuda" else "gloo")
         run = Run(options, rank, world)
         if options.init:
             run.load(read_checkpoint(options.init), options.init)
@@ -337,16 +328,19 @@ def main(arguments: list[str] | None = None) -> int:
         if options.bench:
             bench(run, options.bench)
             return 0
-        print(f"{options.task}, {options.objective}: {sum(p.numel() for p in run.model.parameters()):,} parameters, "
-              f"batch {options.batch}, {run.device}; checkpoint {out}", file=sys.stderr if rank else sys.stdout, flush=True)
+        if rank == 0:
+            print(f"{options.task}, {options.objective}, batch {options.batch}, {run.device}; checkpoint {out}", flush=True)
         status = train(run, out)
-        if status == 0 and rank == 0:
-            print(f"{run.step} steps in {run.seconds:.0f} s, {1e3 * run.seconds / run.step:.1f} ms a step\n")
-            evaluate.main([str(out), "--device", str(run.device)])
-        return status
+        if status or rank > 0:
+            return status
+        print(f"{run.step} steps in {run.seconds:.0f} s, {1e3 * run.seconds / run.step:.1f} ms a step\n", flush=True)
+        return evaluate.main([str(out), "--device", str(run.device)])
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        if rank == 0 or isinstance(error, RuntimeError):  # what is wrong with the command line, one process says for all
+            print(f"train.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before or after training; during it the loop takes care
+        return 130
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

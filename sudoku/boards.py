@@ -468,6 +468,24 @@ def parse(shape: Shape, text: str) -> list[int]:
     return puzzle
 
 
+def read_puzzles(shape: Shape, path: str) -> tuple[list[list[int]], list[str]]:
+    """The puzzles of a file, one a line, and one sentence for every line that is none. ValueError if no line is one."""
+    try:
+        lines = Path(path).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+    puzzles, errors = [], []
+    for number, line in enumerate(lines, 1):
+        try:
+            if line.strip():
+                puzzles.append(parse(shape, line))
+        except ValueError as error:
+            errors.append(f"{path}, line {number}: {error}")
+    if not puzzles:
+        raise ValueError(errors[0] if errors else f"{path} holds no puzzle: write one a line")
+    return puzzles, errors
+
+
 def to_string(shape: Shape, board: Sequence[int]) -> str:
     """A board or puzzle, L integers, on one line, '.' for empty: what `parse` reads. ValueError if it is no puzzle."""
     return "".join("." if value < 0 else str(value + 1) for value in _check_puzzle(shape, board))
@@ -481,3 +499,19 @@ def pretty(shape: Shape, board: Sequence[int]) -> str:
     rule = "".join("+" if c == "|" else "-" for c in rows[0])
     bands = ["\n".join(rows[i:i + shape.box_rows]) for i in range(0, shape.size, shape.box_rows)]
     return f"\n{rule}\n".join(bands)
+
+
+def pretty_draft(shape: Shape, draft: Tensor, confidence: Tensor, committed: Tensor, known: Tensor, color: bool) -> str:
+    """A draft of a board while it is refined, (L,) each: a known cell as 5, one committed now as [5], one sent back to
+    noise as 5 with a mark for its confidence: ' from 0.9, ~ from 0.5, ? below. In color: bold, green, yellow to red."""
+    def cell(i: int) -> str:
+        digit, p = int(draft[i]) + 1, float(confidence[i])
+        text, code = (f" {digit} ", 1) if known[i] else (f"[{digit}]", 32) if committed[i] else (
+            (f" {digit}'", 33) if p >= 0.9 else (f" {digit}~", 35) if p >= 0.5 else (f" {digit}?", 31))
+        return f"\033[{code}m{text}\033[0m" if color else text
+
+    rows = ["|".join("".join(map(cell, range(start, start + shape.box_cols)))
+                     for start in range(row, row + shape.size, shape.box_cols))
+            for row in range(0, shape.cells, shape.size)]
+    rule = "+".join(["-" * 3 * shape.box_cols] * shape.box_rows)
+    return f"\n{rule}\n".join("\n".join(rows[i:i + shape.box_rows]) for i in range(0, shape.size, shape.box_rows))

@@ -46,14 +46,14 @@ class Exact:
     lengths or none, negative tokens, and weights that are negative, not finite, of another number or sum to zero.
     """
 
-    def __init__(self, sequences: Sequence[Sequence[int]] | Tensor, weights: Sequence[float] | Tensor | None = None) -> None:
+    def __init__(self, sequences: Sequence[Sequence[int]] | Tensor,
+                 weights: Sequence[float] | Tensor | None = None) -> None:
         if len({len(sequence) for sequence in sequences}) != 1:
             raise ValueError("give at least one sequence, and all of the same length")
         tokens = torch.as_tensor(sequences)
         if tokens.dtype != torch.int64 or tokens.dim() != 2 or tokens.numel() == 0 or tokens.min() < 0:
             raise ValueError("sequences must be integers >= 0, (K, L)")
-        w = torch.ones(len(tokens)) if weights is None else torch.as_tensor(weights)
-        w = w.double()
+        w = torch.as_tensor([1.0] * len(tokens) if weights is None else weights, dtype=torch.float64)
         if w.shape != (len(tokens),) or not w.isfinite().all() or (w < 0).any() or w.sum() == 0:
             raise ValueError("weights must be one number >= 0 for each sequence, and not all zero")
         tokens, place = tokens[w > 0].unique(dim=0, return_inverse=True)
@@ -84,7 +84,8 @@ class Exact:
         """
         check_times(x, s, t)
         if x[0].numel() != self._y.shape[1] or x.shape[-1] != self.vocab_size:
-            raise ValueError(f"these sequences are (B, {self.sequences.shape[1]}, {self.vocab_size}), got {tuple(x.shape)}")
+            raise ValueError(f"these sequences are (B, {self.sequences.shape[1]}, {self.vocab_size}), "
+                             f"got {tuple(x.shape)}")
         if not x.isfinite().all():
             raise ValueError("x must be finite")
         z, s, t = x.double().cpu(), s.double().cpu(), t.double().cpu()
@@ -115,8 +116,8 @@ class Exact:
     def _mean_of_path(self, prior: Tensor, y: Tensor, free: Tensor, s: Tensor, t: Tensor) -> Tensor:
         """Mean of D over rho_s < rho < rho_t along dy/drho = D: prior (B, K); y, free (B, L V); s, t (B, 1).
 
-        Every row has its own step size. A row ends at rho_t, or jumps there once its posterior is decided: D is constant
-        from then on. (A sequence so unlikely that it trails by 45 nats before any evidence counts as not there.)
+        Every row has its own step size. A row ends at rho_t, or jumps there once its posterior is decided: D is
+        constant from then on. (A sequence that trails by 45 nats before any evidence counts as not there.)
         """
         rho, length = s / (1 - s), (t - s) / ((1 - s) * (1 - t))  # length = rho_t - rho_s, inf at t = 1
         gone, moved, step = torch.zeros_like(rho), torch.zeros_like(y), length.clamp(max=0.05)  # y is y + moved
@@ -127,7 +128,7 @@ class Exact:
             lead = -score.topk(min(2, score.shape[-1]), -1).values.diff(dim=-1)  # (B, 1), none for a single sequence
             decided = (lead > DECIDED).all(-1, keepdim=True) | (gone >= ENDLESS)
             left = length - gone
-            # The mean of what lies behind and of the rest, in which D stays what it is; at t = 1 the rest is everything.
+            # Mean of what lies behind and of the rest, in which D stays as it is; at t = 1 the rest is everything.
             ending = decided | (left <= 0)
             if ending.all():
                 share = torch.where(length.isinf(), 0.0, gone / length)
@@ -148,9 +149,9 @@ class Exact:
 def two_mode_closed_form(x: Tensor, modes: Tensor, s: float, t: float) -> Tensor:
     """delta_{s,t}(x) of two equally likely sequences, all of whose tokens are generated, where it has a closed form.
 
-    The flow moves only the lead g = <y, y_1 - y_2> of the first mode: dg/drho = n tanh(rho g / 2), n the number of tokens
-    in which the modes differ. It never changes sign, and
-        t = 1:  delta_{s,1} is the mode with the larger <x, y_k>  (2606.24773, the two-mode example; a tie is (1/2, 1/2))
+    The flow moves only the lead g = <y, y_1 - y_2> of the first mode: dg/drho = n tanh(rho g / 2), n the number of
+    tokens in which the modes differ. It never changes sign, and
+        t = 1:  delta_{s,1} is the mode with the larger <x, y_k>  (2606.24773, two modes; a tie is (1/2, 1/2))
         t = s:  delta_{s,s} = (1 + tanh(rho g / 2)) / 2 for the first mode
     while for s < t < 1 the equation for g has no elementary solution. x: (B, L, V); modes: (2, L). Returns (B, L, V).
     Raises ValueError for such a t, and if there are not two modes.

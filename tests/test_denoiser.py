@@ -1,0 +1,339 @@
+"""The network: every part beside the formula it stands for, written out here a second time, on random weights.
+
+The weights that begin at zero (adaLN, the head, the second time) make a fresh network blind to most mistakes, so most tests
+fill all of them with seeded normals first.
+"""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fmlm import Block, Denoiser, TimeEmbedding, attention, normalize
+
+COORDS = torch.tensor([[0, 0, 0], [0, 1, 0], [1, 0, 1], [1, 1, 1], [2, 0, 2]])  # L = 5, and K = 3 tables of 3, 2, 3 rows
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=seeded(seed))
+
+
+def filled(module, seed=1, std=0.2):
+    """The module with all its weights drawn anew, those that begin at zero too."""
+    generator = seeded(seed)
+    for weight in module.parameters():
+        torch.nn.init.normal_(weight, std=std, generator=generator)
+    return module
+
+
+def network(**sizes):
+    return filled(Denoiser(3, COORDS, **{"width": 8, "depth": 2, "heads": 2} | sizes))
+
+
+def inputs(batch=4, seed=2):
+    """x (B, 5, 3) and times s <= t (B, 5), different for every token."""
+    times = torch.rand(2, batch, 5, generator=seeded(seed)).sort(0).values
+    return randn(batch, 5, 3, seed=seed), times[0], times[1]
+
+
+def linear(layer, h):
+    return h @ layer.weight.T + (0 if layer.bias is None else layer.bias)
+
+
+def layer_norm(h):
+    return (h - h.mean(-1, keepdim=True)) / (h.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+
+
+# ---- time embedding
+
+def test_time_is_seen_through_16_sinusoids_of_a_quarter_to_8_radians_in_equal_ratios():
+    frequencies = TimeEmbedding(8).frequencies
+    assert frequencies.tolist() == pytest.approx([0.25 * 2 ** (i / 3) for i in range(16)], rel=1e-6)
+    assert frequencies[0] == 0.25 and frequencies[-1] == 8
+
+
+def test_the_time_embedding_is_an_mlp_of_the_cosines_and_then_the_sines():
+    embedding, time = filled(TimeEmbedding(8)), torch.tensor([[0.0, 0.3, 1.0]])
+    waves = [[math.cos(f * t) for f in embedding.frequencies.tolist()] + [math.sin(f * t) for f in embedding.frequencies.tolist()]
+             for t in time[0].tolist()]
+    first, _, second = embedding.mlp
+    hidden = linear(first, torch.tensor([waves]))
+    assert (embedding(time) - linear(second, hidden / (1 + (-hidden).exp()))).abs().max() < 1e-5
+    assert first.weight.shape == (8, 32) and second.weight.shape == (8, 8)
+
+
+# ---- attention
+
+def test_attention_over_two_tokens_is_the_number_worked_out_by_hand():
+    """d = 4, q = (2 log 3, 0, 0, 0): scores with k = e_1 and 0 are 2 log 3 / sqrt(4) = log 3 and 0, weights 3/4 and 1/4."""
+    q, k, v = torch.zeros(3, 1, 1, 2, 4)
+    q[..., 0, 0] = 2 * math.log(3)
+    k[..., 0, 0] = 1
+    v[..., 0, :], v[..., 1, :] = torch.tensor([4.0, 0, 0, 8]), torch.tensor([0, 4.0, 0, 0])
+    expected = torch.tensor([[3.0, 1, 0, 6], [2, 2, 0, 4]])  # the second query is zero: equal weights
+    assert (attention(q, k, v)[0, 0] - expected).abs().max() < 1e-6
+
+
+def test_attention_is_the_function_of_torch():
+    q, k, v = randn(3, 4, 2, 7, 6)
+    assert (attention(q, k, v) - F.scaled_dot_product_attention(q, k, v)).abs().max() < 1e-5
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_attention_on_a_gpu_is_that_on_a_cpu():
+    q, k, v = randn(3, 4, 2, 7, 6)
+    assert (attention(q.cuda(), k.cuda(), v.cuda()).cpu() - attention(q, k, v)).abs().max() < 1e-4
+
+
+# ---- adaptive layer norm, block
+
+def test_normalize_is_the_number_worked_out_by_hand():
+    """h = (1, 3): mean 2, variance 1, so (-1, 1) but for the 1e-5; times 1 + scale = (3, 0.5), plus shift (10, 20)."""
+    out = normalize(torch.tensor([[[1.0, 3.0]]]), torch.tensor([[[10.0, 20.0]]]), torch.tensor([[[2.0, -0.5]]]))
+    assert out.flatten().tolist() == pytest.approx([7, 20.5], abs=1e-4)
+
+
+def test_a_fresh_block_is_the_identity_whatever_the_times():
+    block, h = Block(8, 2), randn(3, 5, 8)
+    assert block(h, randn(3, 5, 8, seed=1)).equal(h)
+
+
+def test_a_block_is_attention_then_a_squared_relu_mlp_both_modulated_token_by_token():
+    """Every head by hand: head i reads the i-th half of q, k and v. Six modulations a token: shift, scale, gate, twice."""
+    block, h, times = filled(Block(8, 2)), randn(3, 5, 8), randn(3, 5, 8, seed=1)
+    shift1, scale1, gate1, shift2, scale2, gate2 = linear(block.modulation, times).split(8, -1)
+    q, k, v = linear(block.qkv, (1 + scale1) * layer_norm(h) + shift1).split(8, -1)
+    heads = []
+    for part in slice(0, 4), slice(4, 8):
+        scores = q[..., part] @ k[..., part].transpose(1, 2) / 2  # sqrt(4)
+        heads.append(scores.softmax(-1) @ v[..., part])
+    after = h + gate1 * linear(block.out, torch.cat(heads, -1))
+    up = linear(block.up, (1 + scale2) * layer_norm(after) + shift2)
+    expected = after + gate2 * linear(block.down, up.clamp(min=0) ** 2)
+    assert (block(h, times) - expected).abs().max() < 1e-5
+    assert block.qkv.bias is None and block.up.weight.shape == (32, 8) and block.down.weight.shape == (8, 32)
+
+
+# ---- the denoiser as a whole
+
+def test_the_denoiser_is_the_formula():
+    """x scaled by what the times say of it, + positions; blocks under silu(embed(s) + embed(t)); a modulated norm, the
+    head, the cap, log-softmax."""
+    model, (x, s, t) = network(), inputs()
+    times = model.time_s(s) + model.time_t(t)
+    times = times / (1 + (-times).exp())
+    h = linear(model.embed, x) * (1 + linear(model.evidence, times))
+    for column, table in enumerate(model.positions):
+        h = h + table.weight[COORDS[:, column]]
+    for block in model.blocks:
+        h = block(h, times)
+    shift, scale = linear(model.modulation, times).split(8, -1)
+    logits = linear(model.head, (1 + scale) * layer_norm(h) + shift)
+    capped = (30 * torch.tanh(logits / 30)).exp()
+    assert (model(x, s, t).exp() - capped / capped.sum(-1, keepdim=True)).abs().max() < 1e-5
+    assert len(model.blocks) == 2 and all(block.heads == 2 for block in model.blocks)
+
+
+def test_the_answers_are_log_probabilities():
+    log_delta = network()(*inputs())
+    assert log_delta.shape == (4, 5, 3) and log_delta.dtype == torch.float32
+    assert (log_delta.exp().sum(-1) - 1).abs().max() < 1e-6 and (log_delta <= 0).all()
+    assert log_delta.std() > 0.1, "random weights answer differently at different tokens"
+
+
+def test_a_fresh_network_knows_nothing():
+    """Its head is zero, so every token is uniform: log 1/3, for noise, data and all times."""
+    x, s, t = inputs()
+    assert (Denoiser(3, COORDS, 8, 2, 2)(x, s, t) + math.log(3)).abs().max() < 1e-6
+
+
+def test_the_default_is_width_64_with_3_blocks_of_2_heads():
+    model = Denoiser(3, COORDS)
+    assert (model.head.in_features, len(model.blocks), model.blocks[0].heads) == (64, 3, 2)
+    assert model.vocab_size == 3
+
+
+def test_what_begins_at_zero_and_what_does_not():
+    """4,000 position entries of standard deviation 1/2: the estimate is within 5 * 0.5 / sqrt(2 * 4000) = 0.028."""
+    model = Denoiser(3, torch.arange(1000)[:, None], width=4, depth=1, heads=1)
+    table = model.positions[0].weight
+    assert abs(table.std() - 0.5) < 0.028 and abs(table.mean()) < 5 * 0.5 / math.sqrt(4000)
+    zero = {name for name, weight in model.named_parameters() if not weight.any()}
+    assert zero == {f"{module}.{kind}" for kind in ("weight", "bias")
+                    for module in ("time_t.mlp.2", "evidence", "modulation", "head", "blocks.0.modulation")}
+
+
+def test_there_is_one_position_table_a_column_as_long_as_its_largest_coordinate():
+    assert [tuple(table.weight.shape) for table in network().positions] == [(3, 8), (2, 8), (3, 8)]
+
+
+def test_positions_matter_column_by_column():
+    """The same x and time at two places that share two of three coordinates: the third tells them apart."""
+    for column in range(3):
+        coords = torch.zeros(2, 3, dtype=torch.int64)
+        coords[1, column] = 1
+        model, x, half = filled(Denoiser(3, coords, 8, 1, 2)), randn(1, 1, 3).expand(1, 2, 3), torch.full((1, 2), 0.5)
+        first, second = model(x, half, half)[0]
+        assert (first - second).abs().max() > 1e-3
+
+
+def test_tokens_have_no_order_but_their_coords():
+    """Permuting the tokens together with their coords permutes the answer."""
+    model, (x, s, t), order = network(), inputs(), torch.tensor([3, 0, 4, 1, 2])
+    log_delta = model(x, s, t)
+    model.coords = COORDS[order]
+    assert (model(x[:, order], s[:, order], t[:, order]) - log_delta[:, order]).abs().max() < 1e-5
+    assert (model(x, s, t) - log_delta).abs().max() > 1e-2
+
+
+def test_every_token_sees_every_other():
+    model, (x, s, t) = network(), inputs()
+    for source in range(5):
+        changed = x.clone()
+        changed[:, source] += 1
+        difference = (model(changed, s, t) - model(x, s, t)).abs().amax((0, 2))
+        assert (difference > 1e-5).all()
+
+
+def test_sequences_of_a_batch_do_not_see_each_other():
+    model, (x, s, t) = network(), inputs()
+    assert (model(x, s, t)[1:2] - model(x[1:2], s[1:2], t[1:2])).abs().max() < 1e-5
+
+
+# ---- time
+
+def test_the_second_time_is_not_seen_as_long_as_its_last_layer_is_zero():
+    """delta_{s,t} starts out as delta_{s,s}; an MDM never touches that layer."""
+    model, (x, s, t) = network(), inputs()
+    for weight in model.time_t.mlp[-1].parameters():
+        torch.nn.init.zeros_(weight)
+    assert model(x, s, t).equal(model(x, s, s)) and model(x, s, t).equal(model(x, s, torch.ones_like(s)))
+    assert (model(x, s, t) - model(x, s / 2, t)).abs().max() > 1e-3
+
+
+def test_context_is_marked_by_its_times_alone():
+    """The same x: moving one token from (0, 1) to (1, 1), or from (0, 0) to (0, 1), is seen at that token and the others."""
+    model, (x, _, _) = network(), inputs()
+    zero, one = torch.zeros(4, 5), torch.ones(4, 5)
+    last = torch.tensor([0.0, 0, 0, 0, 1])
+    for before, after in ((zero, one), (last.expand(4, 5), one)), ((zero, zero), (zero, last.expand(4, 5))):
+        difference = (model(x, *before) - model(x, *after)).abs().amax((0, 2))
+        assert (difference > 1e-4).all()
+
+
+def test_s_and_t_are_not_interchangeable():
+    model, (x, s, t) = network(), inputs()
+    answer = model(x, s, t)
+    model.time_s, model.time_t = model.time_t, model.time_s
+    assert (model(x, s, t) - answer).abs().max() > 1e-2
+
+
+def test_two_tokens_that_differ_by_their_times_alone_swap_with_them():
+    model, x = filled(Denoiser(3, torch.zeros(2, 1, dtype=torch.int64), 8, 2, 2)), randn(1, 1, 3).expand(1, 2, 3)
+    s, t = torch.tensor([[0.1, 1.0]]), torch.tensor([[0.6, 1.0]])
+    answer, swapped = model(x, s, t)[0], model(x, s.flip(1), t.flip(1))[0]
+    assert (answer - swapped.flip(0)).abs().max() < 1e-6 and (answer[0] - answer[1]).abs().max() > 1e-3
+
+
+# ---- numbers
+
+def test_logits_are_softly_capped_at_30():
+    """Logits 1e6, -1e6 and 15 become 30, -30 and 30 tanh(1/2) = 13.8635; log-probabilities are these less log sum exp,
+    which is 30 to 1e-7."""
+    model = Denoiser(3, COORDS, 8, 2, 2)
+    with torch.no_grad():
+        model.head.bias.copy_(torch.tensor([1e6, -1e6, 15]))
+    assert model(*inputs())[0, 0].tolist() == pytest.approx([0, -60, 30 * math.tanh(0.5) - 30], abs=1e-4)
+    wild = filled(Denoiser(3, COORDS, 8, 2, 2), std=5)(*inputs(64)).detach()
+    assert 55 < float((wild.amax(-1) - wild.amin(-1)).max()) <= 60.001
+
+
+MIXES = {"context": [(1, 1)] * 5, "masked or noise": [(0, 0)] * 5, "one jump": [(0, 1)] * 5, "diagonal": [(0.4, 0.4)] * 5,
+         "to the data": [(0.9, 1)] * 5, "context and noise": [(1, 1), (0, 0), (1, 1), (0, 0), (0, 0)],
+         "context and jump": [(0, 1), (1, 1), (0, 1), (1, 1), (0, 1)], "all": [(0, 0), (0, 1), (1, 1), (0.5, 0.5), (0.2, 1)]}
+
+
+@pytest.mark.parametrize("times", MIXES.values(), ids=MIXES)
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+def test_values_and_gradients_are_finite_at_all_corners_of_time(times, half):
+    model, x = network(), randn(2, 5, 3).requires_grad_()
+    s, t = torch.tensor(times).float().T[:, None].expand(2, 2, 5)
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        log_delta = model(x, s, t)
+    assert log_delta.dtype == torch.float32 and log_delta.isfinite().all()
+    assert (log_delta.exp().sum(-1) - 1).abs().max() < 1e-5, "normalized in float32 under autocast too"
+    F.nll_loss(log_delta.flatten(0, 1), torch.arange(10) % 3).backward()
+    for weight in [x, *model.parameters()]:
+        assert weight.grad is not None and weight.grad.isfinite().all()
+    assert x.grad.any() and all(weight.grad.any() for weight in model.head.parameters())
+
+
+def test_half_precision_answers_like_float32():
+    """bfloat16 has 8 bits, 2^-9 a rounding; some ten of them in a row stay well under 0.1 nats here."""
+    model, (x, s, t) = network(), inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model(x, s, t)
+    assert (half - model(x, s, t)).abs().max() < 0.1
+
+
+def test_a_capped_token_still_learns():
+    """At a logit of 60, d/dz 30 tanh(z/30) = 1 - tanh(2)^2 = 0.0707 of the gradient 1 - 0 of a token that is surely wrong."""
+    model = Denoiser(2, COORDS, 8, 1, 2)
+    with torch.no_grad():
+        model.head.bias.copy_(torch.tensor([60.0, 0]))
+    time = torch.zeros(1, 5)
+    (-model(torch.zeros(1, 5, 2), time, time)[..., 1].mean()).backward()
+    assert float(model.head.bias.grad[0]) == pytest.approx(1 - math.tanh(2) ** 2, rel=1e-4)
+
+
+# ---- what is refused, and what loads
+
+@pytest.mark.parametrize("message, arguments", [
+    ("multiple of heads", (3, COORDS, 8, 1, 3)),
+    ("coords", (3, COORDS[:, 0], 8, 1, 2)),
+    ("coords", (3, COORDS[None], 8, 1, 2)),
+    ("coords", (3, COORDS.float(), 8, 1, 2)),
+    ("coords", (3, COORDS - 1, 8, 1, 2)),
+])
+def test_a_network_that_makes_no_sense_is_refused(message, arguments):
+    with pytest.raises(ValueError, match=message):
+        Denoiser(*arguments)
+
+
+@pytest.mark.parametrize("message, x, s, t", [
+    ("this network reads", torch.zeros(2, 5, 4), torch.zeros(2, 5), torch.zeros(2, 5)),
+    ("this network reads", torch.zeros(2, 4, 3), torch.zeros(2, 4), torch.zeros(2, 4)),
+    ("times must be", torch.zeros(2, 5, 3), torch.zeros(2), torch.zeros(2)),
+    ("times must be", torch.zeros(2, 5, 3), torch.zeros(2, 5), torch.zeros(2, 1)),
+    ("times must be", torch.zeros(2, 5, 3), torch.zeros(1, 5), torch.zeros(2, 5)),
+    ("times must be", torch.zeros(5, 3), torch.zeros(5), torch.zeros(5)),
+    (r"\[0, 1\]", torch.zeros(2, 5, 3), torch.zeros(2, 5), torch.full((2, 5), 1.5)),
+    (r"\[0, 1\]", torch.zeros(2, 5, 3), torch.full((2, 5), -0.1), torch.zeros(2, 5)),
+    (r"\[0, 1\]", torch.zeros(2, 5, 3), torch.full((2, 5), math.nan), torch.zeros(2, 5)),
+    ("in order", torch.zeros(2, 5, 3), torch.full((2, 5), 0.5), torch.full((2, 5), 0.4)),
+])
+def test_inputs_of_a_wrong_shape_or_time_are_refused(message, x, s, t):
+    with pytest.raises(ValueError, match=message):
+        network()(x, s, t)
+
+
+def test_a_masked_diffusion_model_is_this_network_and_loads_as_it_is():
+    """Same names, same shapes, same answers; only weights and places are saved, no table that can be computed."""
+    trained, fresh, (x, s, t) = network(), Denoiser(3, COORDS, 8, 2, 2), inputs()
+    state = trained.state_dict()
+    assert set(state) - {name for name, _ in trained.named_parameters()} == {"coords"}
+    assert not fresh.load_state_dict(state, strict=True).missing_keys
+    assert fresh(x, s, t).equal(trained(x, s, t))
+
+
+def test_the_names_of_the_weights_stay_what_they_are():
+    """Renaming one would make every checkpoint unreadable."""
+    assert {name.removesuffix(".weight").removesuffix(".bias") for name in network(depth=1).state_dict()} == {
+        "coords", "embed", "positions.0", "positions.1", "positions.2", "time_s.mlp.0", "time_s.mlp.2", "time_t.mlp.0",
+        "time_t.mlp.2", "evidence", "blocks.0.modulation", "blocks.0.qkv", "blocks.0.out", "blocks.0.up", "blocks.0.down",
+        "modulation", "head"}

@@ -1,0 +1,539 @@
+"""Every sampler as a specification: on exact models, and on scripted ones that write down what they are asked.
+
+Expected values are hand arithmetic or laws derived in the docstring. A statistical test has a fixed seed and a margin of
+five standard deviations of the law that it claims.
+"""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sample import (SAMPLERS, Pass, a_priori_confidence, ancestral, block_diffusion, choose_sampler, confidence,
+                    flow_map_sampler, most_confident, posterior_refinement, refine)
+from toy.exact import Exact
+
+TWO = Exact([[0, 0], [1, 1]])
+CROSS = Exact([[0, 1], [1, 0]])
+THREE = Exact([[0, 0, 1], [1, 2, 1], [2, 2, 0]], [0.2, 0.5, 0.3])
+FIXED = [[0.7, 0.2, 0.1], [0.05, 0.05, 0.9], [0.3, 0.4, 0.3], [0.1, 0.8, 0.1], [0.6, 0.2, 0.2]]  # L = 5, V = 3
+BEST, P_MAX = [0, 2, 1, 1, 0], [0.7, 0.9, 0.4, 0.8, 0.6]  # so that the order of confidence is 1, 3, 0, 4, 2
+
+
+class Scripted:
+    """A model that answers with a fixed (L, V) table of probabilities, or with a function of the pass, and records (x, s, t)."""
+
+    def __init__(self, answer=FIXED, vocab_size=None):
+        self.answer = answer if callable(answer) else lambda number, x: torch.tensor(answer)
+        self.vocab_size = vocab_size or len(answer[0])
+        self.calls, self.gradients = [], []
+
+    def __call__(self, x, s, t):
+        self.calls.append((x.clone(), s.clone(), t.clone()))
+        self.gradients.append(torch.is_grad_enabled())
+        return self.answer(len(self.calls) - 1, x).log().expand(x.shape)
+
+
+class Recorded(Scripted):
+    """An exact model, recorded."""
+
+    def __init__(self, model):
+        super().__init__([[0.0] * model.vocab_size])
+        self.model = model
+
+    def __call__(self, x, s, t):
+        super().__call__(x, s, t)
+        return self.model(x, s, t)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def nothing(batch, length):
+    """No token known; what stands at an unknown token is never read, so here it is no token at all."""
+    return torch.full((batch, length), -1), torch.zeros(batch, length, dtype=torch.bool)
+
+
+def puzzle(*rows):
+    """Rows of tokens, None for unknown."""
+    return (torch.tensor([[99 if token is None else token for token in row] for row in rows]),
+            torch.tensor([[token is not None for token in row] for row in rows]))
+
+
+def close(share, expected, n):
+    return abs(share - expected) < 5 * math.sqrt(expected * (1 - expected) / n)
+
+
+def follows(samples, model):
+    """Whether the sequences have the law of an exact model: every share within five standard deviations, nothing else."""
+    shares = [float((samples == sequence).all(1).double().mean()) for sequence in model.sequences]
+    return sum(shares) == pytest.approx(1) and all(
+        close(share, float(weight), len(samples)) for share, weight in zip(shares, model.weights))
+
+
+EVERY = {  # name: (call on 5 tokens, NFE, the times (s, t) of all its passes, whether unknown tokens hold noise)
+    "flow map": (lambda *a, **k: flow_map_sampler(*a, steps=4, **k), 4,
+                 [(0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1)], True),
+    "block": (lambda *a, **k: block_diffusion(*a, block_length=2, steps=2, **k), 6, [(0, 0.5), (0.5, 1)] * 3, True),
+    "posterior": (lambda *a, **k: posterior_refinement(*a, rounds=3, **k), 3, [(0, 1)] * 3, True),
+    "posterior, 2 flow steps": (lambda *a, **k: posterior_refinement(*a, rounds=2, flow_steps=2, **k), 4,
+                                [(0, 0.5), (0.5, 1)] * 2, True),
+    "a priori": (lambda *a, **k: a_priori_confidence(*a, rounds=3, **k), 3, [(0, 0)] * 3, True),
+    "a priori, sampled": (lambda *a, **k: a_priori_confidence(*a, rounds=3, draw="sample", **k), 3, [(0, 0)] * 3, True),
+    "confidence": (lambda *a, **k: confidence(*a, steps=3, **k), 3, [(0, 0)] * 3, False),
+    "confidence, sampled": (lambda *a, **k: confidence(*a, steps=3, draw="sample", **k), 3, [(0, 0)] * 3, False),
+    "ancestral": (lambda *a, **k: ancestral(*a, steps=3, **k), 3, [(0, 0)] * 3, False),
+}
+every_sampler = pytest.mark.parametrize("run, nfe, times, noisy", EVERY.values(), ids=EVERY)
+
+
+# ---- what all samplers have in common
+
+@every_sampler
+def test_the_network_is_asked_at_the_times_claimed_and_as_often(run, nfe, times, noisy):
+    model = Scripted()
+    run(model, *nothing(50, 5), generator=seeded())
+    assert len(model.calls) == nfe
+    for (_, s, t), (expected_s, expected_t) in zip(model.calls, times, strict=True):
+        for row_s, row_t in set(zip(map(tuple, s.tolist()), map(tuple, t.tolist()))):
+            for pair in zip(row_s, row_t):  # a committed token is at (1, 1)
+                assert pair == (1, 1) or pair == pytest.approx((expected_s, expected_t))
+    assert model.calls[0][1].unique().tolist() == [0]
+
+
+@every_sampler
+def test_known_tokens_are_one_hot_at_times_1_1_in_every_pass_and_come_back(run, nfe, times, noisy):
+    tokens, known = puzzle([None, 1, None, None, 2], [2, None, None, None, None])
+    before, model, trace = tokens.clone(), Scripted(), []
+    result = run(model, tokens, known, generator=seeded(), trace=trace)
+    assert result[known].tolist() == [1, 2, 2] and result.dtype == torch.int64
+    assert ((result >= 0) & (result < 3)).all()
+    for x, s, t in model.calls:
+        assert x[known].tolist() == [[0, 1, 0], [0, 0, 1], [0, 0, 1]]
+        assert (s[known] == 1).all() and (t[known] == 1).all()
+    assert all(record.draft[known].tolist() == [1, 2, 2] for record in trace)
+    assert tokens.equal(before) and known.sum() == 3, "the caller's tensors are left alone"
+
+
+@every_sampler
+def test_a_committed_token_is_clean_context_from_then_on(run, nfe, times, noisy):
+    model, trace = Scripted(), []
+    result = run(model, *nothing(20, 5), generator=seeded(), trace=trace)
+    known = torch.zeros(20, 5, dtype=torch.bool)
+    for (x, s, t), record in zip(model.calls, trace, strict=True):
+        assert (s == 1).equal(known) and ((t == 1) | ~known).all()
+        assert x[known].equal(F.one_hot(result, 3).float()[known])
+        assert not (record.committed & known).any() and record.draft[known].equal(result[known])
+        assert record.draft[record.committed].equal(result[record.committed])
+        known = known | record.committed
+    assert known.all()
+
+
+@every_sampler
+def test_unknown_tokens_begin_every_round_as_fresh_standard_noise_or_as_masks(run, nfe, times, noisy):
+    """Fresh: uncorrelated from round to round. n normals have mean 0 +- 5/sqrt(n) and variance 1 +- 5 sqrt(2/n)."""
+    model = Scripted()
+    run(model, *nothing(1000, 5), generator=seeded())
+    starts = [(x, s < 1) for (x, s, _), (time, _) in zip(model.calls, times) if time == 0]
+    for x, unknown in starts:
+        if not noisy:
+            assert not x[unknown].any()
+            continue
+        values = x[unknown]
+        assert abs(values.mean()) < 5 / math.sqrt(values.numel())
+        assert abs(values.var() - 1) < 5 * math.sqrt(2 / values.numel())
+    for (before, _), (x, unknown) in zip(starts, starts[1:]) if noisy else []:
+        product = (before * x)[unknown]
+        assert abs(product.mean()) < 5 / math.sqrt(product.numel())
+
+
+@every_sampler
+def test_the_trace_holds_one_pass_each_with_draft_and_confidence(run, nfe, times, noisy):
+    model, trace = Scripted(), []
+    run(model, *nothing(4, 5), generator=seeded(), trace=trace)
+    assert len(trace) == len(model.calls) and all(type(record) is Pass for record in trace)
+    drafts = torch.stack([record.draft for record in trace])
+    for record, (_, s, _) in zip(trace, model.calls):
+        assert (record.confidence - torch.tensor(P_MAX)).abs().max() < 1e-6
+        assert record.committed.dtype == torch.bool and record.draft.shape == record.committed.shape == (4, 5)
+    if run not in [EVERY[name][0] for name in ("a priori, sampled", "confidence, sampled", "ancestral")]:
+        assert (drafts == torch.tensor(BEST)).all()
+    ends = [i for i, (_, t) in enumerate(times) if i + 1 == len(times) or times[i + 1][0] == 0]
+    assert all(not record.committed.any() for i, record in enumerate(trace) if i not in ends), "only a finished draft counts"
+
+
+@every_sampler
+def test_the_generator_is_the_only_source_of_randomness(run, nfe, times, noisy):
+    state = torch.get_rng_state()
+    draws = []
+    for seed in 7, 7, 8:
+        model = Scripted()
+        result = run(model, *nothing(30, 5), generator=seeded(seed))
+        draws.append((result, model.calls[-1][0]))
+    assert torch.get_rng_state().equal(state)
+    assert draws[0][0].equal(draws[1][0]) and draws[0][1].equal(draws[1][1])
+    same = draws[0][0].equal(draws[2][0]) and draws[0][1].equal(draws[2][1])
+    assert same == (run is EVERY["confidence"][0]), "argmax on masks is deterministic; nothing else is"
+
+
+@every_sampler
+def test_nothing_is_asked_where_nothing_is_unknown_and_garbage_there_is_not_read(run, nfe, times, noisy):
+    tokens, known = puzzle([0, 1, 2, 1, 0])
+    model = Scripted()
+    assert run(model, tokens, known, generator=seeded()).equal(tokens) and not model.calls
+    some = torch.tensor([[True, False, True, False, False]])
+    results = [run(Scripted(), tokens.masked_fill(~some, garbage), some, generator=seeded()) for garbage in (-5, 0, 2, 10**9)]
+    assert all(result.equal(results[0]) for result in results)
+
+
+@every_sampler
+def test_a_sampler_takes_no_gradients(run, nfe, times, noisy):
+    model = Scripted()
+    run(model, *nothing(1, 5), generator=seeded())
+    assert not any(model.gradients) and torch.is_grad_enabled()
+
+
+@every_sampler
+@pytest.mark.parametrize("bad, tokens, known", [
+    ("tokens must be", torch.zeros(5, dtype=torch.int64), torch.zeros(5, dtype=torch.bool)),
+    ("tokens must be", torch.zeros(1, 1, 5, dtype=torch.int64), torch.zeros(1, 1, 5, dtype=torch.bool)),
+    ("tokens must be", torch.zeros(1, 5, dtype=torch.int32), torch.zeros(1, 5, dtype=torch.bool)),
+    ("tokens must be", torch.zeros(1, 5), torch.zeros(1, 5, dtype=torch.bool)),
+    ("known must be", torch.zeros(1, 5, dtype=torch.int64), torch.zeros(1, 5, dtype=torch.int64)),
+    ("known must be", torch.zeros(2, 5, dtype=torch.int64), torch.zeros(1, 5, dtype=torch.bool)),
+    ("known must be", torch.zeros(1, 5, dtype=torch.int64), torch.zeros(5, dtype=torch.bool)),
+    ("known tokens", torch.tensor([[0, 3, 0, 0, 0]]), torch.tensor([[False, True, False, False, False]])),
+    ("known tokens", torch.tensor([[0, -1, 0, 0, 0]]), torch.tensor([[False, True, False, False, False]])),
+])
+def test_tokens_of_a_wrong_shape_type_or_value_are_refused(run, nfe, times, noisy, bad, tokens, known):
+    with pytest.raises(ValueError, match=bad):
+        run(Scripted(), tokens, known)
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda *a: flow_map_sampler(*a, steps=0), "at least one"),
+    (lambda *a: flow_map_sampler(*a, steps=-1), "at least one"),
+    (lambda *a: block_diffusion(*a, block_length=2, steps=0), "at least one"),
+    (lambda *a: block_diffusion(*a, block_length=0, steps=1), "block_length"),
+    (lambda *a: block_diffusion(*a, block_length=6, steps=1), "block_length"),
+    (lambda *a: posterior_refinement(*a, rounds=0), "at least one"),
+    (lambda *a: posterior_refinement(*a, rounds=6), "6 rounds"),
+    (lambda *a: posterior_refinement(*a, rounds=1, flow_steps=0), "at least one"),
+    (lambda *a: posterior_refinement(*a, rounds=1, threshold=-0.01), "threshold"),
+    (lambda *a: posterior_refinement(*a, rounds=1, threshold=1.01), "threshold"),
+    (lambda *a: posterior_refinement(*a, rounds=1, threshold=math.nan), "threshold"),
+    (lambda *a: a_priori_confidence(*a, rounds=0), "at least one"),
+    (lambda *a: a_priori_confidence(*a, rounds=6), "6 rounds"),
+    (lambda *a: a_priori_confidence(*a, rounds=1, draw="beam"), "draw"),
+    (lambda *a: confidence(*a, steps=0), "at least one"),
+    (lambda *a: confidence(*a, steps=6), "6 rounds"),
+    (lambda *a: confidence(*a, steps=1, draw="Argmax"), "draw"),
+    (lambda *a: ancestral(*a, steps=0), "at least one"),
+    (lambda *a: refine(*a, 1, [0], most_confident), "at least one"),
+])
+def test_settings_that_make_no_sense_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(Scripted(), *nothing(1, 5))
+
+
+def test_as_many_rounds_as_tokens_are_allowed_and_for_ancestral_more():
+    for run in posterior_refinement, a_priori_confidence, confidence:
+        model = Scripted()
+        run(model, *nothing(1, 5), 5)
+        assert len(model.calls) == 5
+    assert ancestral(Scripted(), *nothing(1, 5), 20, generator=seeded()).shape == (1, 5)
+
+
+def test_the_last_round_commits_everything_whatever_the_rule_says():
+    trace = []
+    never = lambda confidence, unknown, rounds_left: torch.zeros_like(unknown)
+    assert refine(Scripted(), *nothing(2, 5), 3, [0, 1], never, generator=seeded(), trace=trace).tolist() == [BEST] * 2
+    assert [int(record.committed.sum()) for record in trace] == [0, 0, 10]
+
+
+# ---- drawing and ranking
+
+def test_the_uniform_budget_is_the_ceiling_of_left_over_rounds_left():
+    """7 unknown of 8: over 1 ... 8 rounds ceil(7 / r) = 7, 4, 3, 2, 2, 2, 1, 1; the most confident of the unknown."""
+    scores = torch.tensor([[0.3, 0.99, 0.5, 0.1, 0.9, 0.2, 0.8, 0.4]])
+    unknown = torch.tensor([[True, False, True, True, True, True, True, True]])
+    best = [4, 6, 2, 7, 0, 5, 3]
+    for rounds, budget in zip(range(1, 9), (7, 4, 3, 2, 2, 2, 1, 1)):
+        chosen = most_confident(scores, unknown, rounds)
+        assert chosen.dtype == torch.bool and set(chosen[0].nonzero()[:, 0].tolist()) == set(best[:budget])
+
+
+def test_each_sequence_has_its_own_budget_and_ties_do_not_change_it():
+    unknown = torch.tensor([[True] * 6, [True] * 3 + [False] * 3, [False] * 6])
+    chosen = most_confident(torch.full((3, 6), 0.5), unknown, 2)
+    assert chosen.sum(1).tolist() == [3, 2, 0] and not (chosen & ~unknown).any()
+
+
+def test_a_known_token_is_never_ranked_above_an_unknown_one():
+    scores, unknown = torch.tensor([[1.0] * 40 + [0.0]]), torch.tensor([[False] * 40 + [True]])
+    assert most_confident(scores, unknown, 1).equal(unknown)
+    assert most_confident(torch.zeros(1, 41), unknown, 1).equal(unknown)
+
+
+def test_drawn_tokens_have_the_law_of_the_draft():
+    """20,000 draws of each of 5 tokens from FIXED; argmax draws the most likely always."""
+    n = 20000
+    drawn = confidence(Scripted(), *nothing(n, 5), 1, draw="sample", generator=seeded())
+    for place, law in enumerate(FIXED):
+        for token, probability in enumerate(law):
+            assert close(float((drawn[:, place] == token).double().mean()), probability, n)
+    together = ((drawn[:, 0] == 0) & (drawn[:, 2] == 1)).double().mean()
+    assert close(float(together), 0.7 * 0.4, n), "tokens of one pass are independent"
+    again = confidence(Scripted(), *nothing(2, 5), 1, generator=seeded())
+    assert again.tolist() == [BEST, BEST]
+
+
+def test_certain_tokens_are_drawn_and_impossible_ones_are_not():
+    table = [[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [0.5, 0, 0.5], [0, 0.5, 0.5]]
+    drawn = confidence(Scripted(table), *nothing(5000, 5), 1, draw="sample", generator=seeded())
+    assert drawn[:, :3].unique(dim=0).tolist() == [[0, 1, 2]]
+    assert drawn[:, 3].unique().tolist() == [0, 2] and drawn[:, 4].unique().tolist() == [1, 2]
+
+
+def test_probabilities_that_sum_to_a_little_less_than_1_never_draw_outside_the_vocabulary():
+    drawn = confidence(Scripted([[0.3, 0.2, 0.1]] * 5), *nothing(500, 5), 1, draw="sample", generator=seeded())
+    assert drawn.unique().tolist() == [0, 1, 2]
+
+
+# ---- flow map
+
+def test_one_step_of_the_exact_flow_map_draws_whole_sequences_each_as_often_as_the_other():
+    """Two equal modes are mirror images of one another, and so are their shares of the noise."""
+    for exact in TWO, CROSS:
+        assert follows(flow_map_sampler(exact, *nothing(4000, 2), 1, generator=seeded()), exact)
+
+
+def test_more_steps_of_the_exact_flow_map_end_at_the_same_sequence():
+    """The semigroup: X_{u,1}(X_{0,u}(x)) = X_{0,1}(x), whatever the stops on the way; the same seed is the same noise."""
+    one, three = (flow_map_sampler(THREE, *nothing(300, 3), steps, generator=seeded()) for steps in (1, 3))
+    assert one.equal(three) and len(one.unique(dim=0)) == 3
+
+
+def test_the_jumps_are_those_of_the_definition():
+    """steps = 4: the second jump, 1/4 -> 1/2, keeps (1 - 1/2) / (1 - 1/4) = 2/3 of x; the third keeps 1/2, the first 3/4."""
+    model = Scripted()
+    flow_map_sampler(model, *puzzle([None, None, None, 0, None]), 4, generator=seeded())
+    delta = torch.tensor(FIXED)
+    for (x, _, _), (after, _, _), keep in zip(model.calls, model.calls[1:], (3 / 4, 2 / 3, 1 / 2)):
+        moved = keep * x + (1 - keep) * delta
+        assert (after - moved)[:, [0, 1, 2, 4]].abs().max() < 1e-6
+
+
+def test_the_flow_map_decodes_the_argmax_of_its_last_pass():
+    first = [[0.9, 0.1], [0.9, 0.1]]
+    model = Scripted(lambda number, x: torch.tensor([first, [[0.2, 0.8], [0.6, 0.4]]][number]), vocab_size=2)
+    assert flow_map_sampler(model, *nothing(1, 2), 2, generator=seeded()).tolist() == [[1, 0]]
+
+
+# ---- block diffusion
+
+@pytest.mark.parametrize("block_length, blocks", [(1, [[0], [1], [2], [3], [4]]), (2, [[0, 1], [2, 3], [4]]),
+                                                  (3, [[0, 1, 2], [3, 4]]), (5, [[0, 1, 2, 3, 4]])])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_blocks_are_kept_from_left_to_right_also_where_the_last_one_is_shorter(block_length, blocks, steps):
+    model, trace = Scripted(), []
+    block_diffusion(model, *nothing(2, 5), block_length, steps, generator=seeded(), trace=trace)
+    assert len(model.calls) == len(blocks) * steps
+    for number, record in enumerate(trace):
+        kept = blocks[number // steps] if number % steps == steps - 1 else []
+        assert all(row.nonzero()[:, 0].tolist() == kept for row in record.committed)
+
+
+def test_a_block_is_drafted_given_the_blocks_before_it():
+    """The exact model then draws whole sequences; block 1 alone decides which, and its token has the exact marginal."""
+    assert follows(block_diffusion(CROSS, *nothing(2000, 2), 1, 1, generator=seeded()), CROSS)
+
+
+def test_block_diffusion_stops_once_nothing_is_unknown():
+    model = Scripted()
+    block_diffusion(model, *puzzle([None, None, None, 1, 1]), 2, 2, generator=seeded())
+    assert len(model.calls) == 4  # blocks {0, 1} and {2, 3}; in the third nothing is left
+
+
+# ---- Posterior Refinement
+
+def committed_by(run, table, tokens, known, **settings):
+    trace = []
+    result = run(Scripted(table), tokens, known, generator=seeded(), trace=trace, **settings)
+    return [[row.nonzero()[:, 0].tolist() for row in record.committed] for record in trace], result
+
+
+def test_the_budget_commits_the_most_confident_where_none_is_sure():
+    """5 unknown in 3 rounds: ceil(5/3) = 2, ceil(3/2) = 2, then the last one; in the order 1, 3 | 0, 4 | 2."""
+    rounds, result = committed_by(posterior_refinement, FIXED, *nothing(1, 5), rounds=3)
+    assert rounds == [[[1, 3]], [[0, 4]], [[2]]] and result.tolist() == [BEST]
+
+
+def test_what_is_sure_is_committed_beyond_the_budget():
+    """Threshold 0.65 of p_max 0.7 0.9 0.4 0.8 0.6: tokens 0, 1, 3; then ceil(2/2) = 1 of the two left; then the last."""
+    rounds, _ = committed_by(posterior_refinement, FIXED, *nothing(1, 5), rounds=3, threshold=0.65)
+    assert rounds == [[[0, 1, 3]], [[4]], [[2]]]
+
+
+def test_the_threshold_is_0_999_where_none_is_given():
+    """p_max 0.9992 and 0.9988 beside 1/2: the budget of 4 rounds for 4 tokens is 1, so the second sure one shows the rule."""
+    table = [[0.9992, 0.0008], [0.9993, 0.0007], [0.9988, 0.0012], [0.5, 0.5]]
+    assert committed_by(posterior_refinement, table, *nothing(1, 4), rounds=4)[0][0] == [[0, 1]]
+
+
+def test_a_token_exactly_at_the_threshold_is_sure():
+    table = [[1.0, 0.0], [0.0, 1.0], [0.6, 0.4], [0.3, 0.7]]
+    assert committed_by(posterior_refinement, table, *nothing(1, 4), rounds=4, threshold=1)[0][:2] == [[[0, 1]], [[3]]]
+    assert committed_by(posterior_refinement, FIXED, *nothing(1, 5), rounds=4, threshold=0)[0] == [[[0, 1, 2, 3, 4]]]
+
+
+def test_sequences_of_a_batch_commit_each_for_itself():
+    """Row 2 knows three tokens, so its budgets are ceil(2/3) = 1, ceil(1/2) = 1 and nothing."""
+    tokens, known = puzzle([None] * 5, [None, 1, None, 1, 1])
+    rounds, _ = committed_by(posterior_refinement, FIXED, tokens, known, rounds=3)
+    assert rounds == [[[1, 3], [0]], [[0, 4], [2]], [[2], []]]
+
+
+def test_the_exact_draft_is_always_sure_so_one_pass_of_many_rounds_is_enough():
+    """delta_{0,1} of a finite set is a one-hot sequence but on a set of noises of measure zero (PAPER.md identity 5)."""
+    for exact, length in (TWO, 2), (CROSS, 2), (THREE, 3):
+        model = Recorded(exact)
+        result = posterior_refinement(model, *nothing(1000, length), length, generator=seeded())
+        assert len(model.calls) == 1
+        assert set(map(tuple, result.tolist())) == set(map(tuple, exact.sequences.tolist()))
+
+
+def test_refinement_repairs_what_the_draft_got_wrong():
+    """The first draft is 0 1 with p 0.9 and 0.6; given the committed 0 the second draft says 0 0, and the 1 is forgotten."""
+    answers = [[[0.9, 0.1], [0.4, 0.6]], [[0.1, 0.9], [0.8, 0.2]]]
+    model = Scripted(lambda number, x: torch.tensor(answers[number]), vocab_size=2)
+    assert posterior_refinement(model, *nothing(1, 2), 2, generator=seeded()).tolist() == [[0, 0]]
+
+
+def test_flow_steps_are_passes_of_one_draft_from_one_noise():
+    model = Scripted()
+    posterior_refinement(model, *nothing(3, 5), 2, flow_steps=2, generator=seeded())
+    (x, _, _), (after, s, _), (fresh, _, _), _ = model.calls
+    assert s.unique().tolist() == [0.5]
+    assert (after - (x + torch.tensor(FIXED)) / 2).abs().max() < 1e-6 and not (fresh == x).any()
+
+
+# ---- a-priori confidence, and masked diffusion
+
+@pytest.mark.parametrize("run", [a_priori_confidence, confidence])
+def test_exactly_the_uniform_budget_is_committed_however_sure_the_rest_is(run):
+    table = [[1.0, 0.0]] * 5
+    rounds, _ = committed_by(run, table, *nothing(1, 5), **{"rounds" if run is a_priori_confidence else "steps": 3})
+    assert [len(places) for (places,) in rounds] == [2, 2, 1]
+    rounds, _ = committed_by(run, FIXED, *nothing(1, 5), **{"rounds" if run is a_priori_confidence else "steps": 4})
+    assert rounds == [[[1, 3]], [[0]], [[4]], [[2]]]  # ceil(5/4) = 2, ceil(3/3), ceil(2/2), 1
+
+
+@pytest.mark.parametrize("run", [a_priori_confidence, confidence])
+@pytest.mark.parametrize("exact", [TWO, CROSS], ids=["00 11", "01 10"])
+def test_independent_tokens_of_two_equal_modes_disagree_half_of_the_time_and_never_one_by_one(run, exact):
+    """delta_{0,0} = 1/2 each: two independent coins make one of 4 pairs, 2 of which are modes. The second of two rounds
+    knows the first token, so its marginal is one-hot; and the first was fair, so both modes come equally often."""
+    samples = run(exact, *nothing(4000, 2), 1, draw="sample", generator=seeded())
+    right = (samples[:, None] == exact.sequences).all(-1).any(-1)
+    assert close(float(right.double().mean()), 0.5, 4000)
+    assert follows(run(exact, *nothing(4000, 2), 2, draw="sample", generator=seeded()), exact)
+
+
+@pytest.mark.parametrize("run", [a_priori_confidence, confidence])
+def test_the_argmax_of_equal_marginals_fails_always_in_one_round_and_never_in_two(run):
+    """Modes 01 and 10: both tokens see (1/2, 1/2) and resolve the tie alike, so all drafts are 00 (or 11)."""
+    once, twice = (run(CROSS, *nothing(100, 2), rounds, generator=seeded()) for rounds in (1, 2))
+    assert (once[:, 0] == once[:, 1]).all() and (twice[:, 0] != twice[:, 1]).all()
+
+
+@pytest.mark.parametrize("run", [a_priori_confidence, confidence])
+def test_sampling_one_token_a_round_draws_from_the_exact_law(run):
+    """The chain rule: p(first) p(second given first) ..., in whatever order the confidence chooses."""
+    assert follows(run(THREE, *nothing(4000, 3), 3, draw="sample", generator=seeded()), THREE)
+
+
+def test_ancestral_reveals_a_mask_with_probability_1_over_steps_left_whatever_its_confidence():
+    """Linear schedule, t_i = i/N: (a_s - a_t) / (1 - a_t) = (1/N) / (1 - i/N) = 1 / (N - i)."""
+    trace = []
+    ancestral(Scripted(), *nothing(4000, 5), 4, generator=seeded(), trace=trace)
+    unknown = torch.ones(4000, 5, dtype=torch.bool)
+    for left, record in zip((4, 3, 2), trace):
+        for place in range(5):
+            masked = unknown[:, place]
+            assert close(float(record.committed[masked, place].double().mean()), 1 / left, int(masked.sum()))
+        unknown &= ~record.committed
+    assert len(trace) == 4 and trace[3].committed.equal(unknown)
+
+
+def test_ancestral_draws_every_token_from_its_marginal_and_reveals_it_whatever_was_drawn():
+    n, trace = 20000, []
+    drawn = ancestral(Scripted(), *nothing(n, 5), 3, generator=seeded(), trace=trace)
+    for place, law in enumerate(FIXED):
+        first = trace[0].committed[:, place]
+        for token, probability in enumerate(law):
+            assert close(float((drawn[:, place] == token).double().mean()), probability, n)
+            assert close(float((drawn[first, place] == token).double().mean()), probability, int(first.sum()))
+
+
+def test_two_ancestral_steps_fail_a_quarter_of_the_time_on_two_modes():
+    """Both tokens are revealed in the same step with probability 1/2 (both in the first 1/4, both in the last 1/4), and
+    then disagree with probability 1/2; revealed one after the other they never do. (The pairs 01 and 10 have a weight of
+    1e-9, as a context for the steps after the mistake.)"""
+    nearly_two = Exact([[0, 0], [1, 1], [0, 1], [1, 0]], [1, 1, 1e-9, 1e-9])
+    samples = ancestral(nearly_two, *nothing(8000, 2), 2, generator=seeded())
+    assert close(float((samples[:, 0] != samples[:, 1]).double().mean()), 1 / 4, 8000)
+
+
+# ---- the table of samplers
+
+# 9 passes for 16 tokens: blocks of ceil(16/9) = 2, so 8 of them; 5 passes: blocks of 4, so 4 of them.
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("nfe, blocks", [(1, 1), (2, 2), (4, 4), (5, 4), (9, 8), (16, 16)])
+def test_a_sampler_of_the_table_makes_the_passes_it_is_allowed(name, nfe, blocks):
+    model = Scripted([[0.6, 0.4]] * 16)
+    SAMPLERS[name].run(model, *nothing(20, 16), nfe, generator=seeded())
+    assert len(model.calls) == (blocks if name == "block" else nfe)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("nfe", [0, -1])
+def test_a_sampler_of_the_table_refuses_fewer_passes_than_one(name, nfe):
+    with pytest.raises(ValueError):
+        SAMPLERS[name].run(Scripted(), *nothing(1, 5), nfe)
+
+
+@pytest.mark.parametrize("name", ["posterior", "a-priori", "a-priori-sampled", "block", "confidence", "confidence-sampled"])
+def test_a_sampler_of_the_table_that_commits_in_every_pass_refuses_more_passes_than_tokens(name):
+    with pytest.raises(ValueError, match="6 rounds"):
+        SAMPLERS[name].run(Scripted(), *nothing(1, 5), 6)
+
+
+def test_the_names_of_the_table_stand_for_what_they_say():
+    """By their times, their noise and their law: on a table with p_max 0.6 sampled tokens differ, those of argmax do not."""
+    seen = {}
+    for name in SAMPLERS:
+        model = Scripted([[0.6, 0.4]] * 4)
+        result = SAMPLERS[name].run(model, *nothing(50, 4), 2, generator=seeded())
+        (x, s, t), noisy = model.calls[0], bool(model.calls[0][0].any())
+        seen[name] = (t.unique().tolist(), noisy, len(result.unique(dim=0)) > 1)
+    assert seen == {"posterior": ([1], True, False), "a-priori": ([0], True, False), "a-priori-sampled": ([0], True, True),
+                    "flow-map": ([0.5], True, False), "block": ([1], True, False), "confidence": ([0], False, False),
+                    "confidence-sampled": ([0], False, True), "ancestral": ([0], False, True)}
+
+
+def test_an_objective_has_a_default_sampler_and_refuses_those_it_was_not_trained_for():
+    assert [choose_sampler(objective)[0] for objective in ("fmlm+", "flm", "mdm")] == ["posterior", "flow-map", "confidence"]
+    suits = {"fmlm+": {"posterior", "a-priori", "a-priori-sampled", "flow-map", "block"}, "flm": {"flow-map"},
+             "mdm": {"confidence", "confidence-sampled", "ancestral"}}
+    for objective, names in suits.items():
+        for name in SAMPLERS:
+            if name in names:
+                assert choose_sampler(objective, name) == (name, SAMPLERS[name])
+            else:
+                with pytest.raises(ValueError, match="does not suit"):
+                    choose_sampler(objective, name)
+        with pytest.raises(ValueError, match="unknown sampler 'beam'"):
+            choose_sampler(objective, "beam")

@@ -1,0 +1,189 @@
+"""Time: the law of (s, t) by moments and strata, the law of context, tau(t) against Monte Carlo, and its inverse."""
+
+import math
+
+import pytest
+import torch
+
+import fmlm
+from fmlm import decoding_time, inverse_decoding_time, sample_context, sample_times, stratified_uniform
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def strata(values, n):
+    """How many values lie in each of n equal parts of [0, 1]; rounding may move one across an edge by 1e-6."""
+    return torch.histc(values.double(), n, 0, 1)
+
+
+# ---- stratified uniforms
+
+def test_every_stratum_holds_one_uniform_in_random_order():
+    n = 1000
+    u = stratified_uniform(n, seeded())
+    assert (strata(u, n) == 1).all() and u.shape == (n,)
+    within = u.sort().values * n - torch.arange(n)
+    # A uniform within its stratum: mean 1/2 and variance 1/12, within 4.5 standard errors.
+    assert abs(within.mean() - 0.5) < 4.5 * math.sqrt(1 / 12 / n)
+    assert abs(within.var() - 1 / 12) < 4.5 * math.sqrt(1 / 180 / n)
+    place = torch.arange(n).double()
+    assert abs(torch.corrcoef(torch.stack([u.double(), place]))[0, 1]) < 4.5 / math.sqrt(n)
+
+
+def test_processes_share_out_the_strata_of_the_global_batch():
+    n, world = 50, 3
+    parts = [stratified_uniform(n, seeded(rank), rank=rank, world=world) for rank in range(world)]
+    assert (strata(torch.cat(parts), n * world) == 1).all()
+    for rank, part in enumerate(parts):
+        assert ((part * n * world).long() % world == rank).all()
+
+
+def test_draws_follow_the_generator_and_no_other_source():
+    for draw in (lambda g: stratified_uniform(8, g), lambda g: torch.stack(sample_times(8, 4, generator=g)),
+                 lambda g: sample_context(torch.zeros(8, 5, dtype=torch.bool), g)[1]):
+        torch.manual_seed(1)
+        first = draw(seeded(5))
+        torch.manual_seed(2)
+        assert first.equal(draw(seeded(5))) and not first.equal(draw(seeded(6)))
+
+
+# ---- context
+
+def test_a_token_is_hidden_with_the_rate_of_its_sequence_and_rates_are_stratified():
+    n, length = 500, 200
+    context, rate = sample_context(torch.zeros(n, length, dtype=torch.bool), seeded())
+    assert (strata(rate, n) == 1).all() and context.dtype == torch.bool and context.shape == (n, length)
+    hidden = (~context).double().mean(1)
+    # Hidden is binomial(length, rate): the sum of squared z-scores of n sequences is chi-square of n degrees.
+    z = (hidden - rate) / (rate * (1 - rate) / length).sqrt()
+    assert abs(z.square().mean() - 1) < 5 * math.sqrt(2 / n) and z.mean().abs() < 4.5 / math.sqrt(n)
+
+
+def test_the_number_of_hidden_tokens_is_uniform():
+    """Binomial(L, U(0,1)) is uniform on 0 ... L: every size of context is equally common."""
+    n, length = 20000, 4
+    context, _ = sample_context(torch.zeros(n, length, dtype=torch.bool), seeded())
+    counts = torch.bincount(context.sum(1), minlength=length + 1)
+    assert ((counts / n - 1 / 5).abs() < 4.5 * math.sqrt(0.2 * 0.8 / n)).all()
+
+
+def test_prompt_tokens_are_always_context_and_the_others_do_not_notice():
+    prompt = torch.zeros(300, 6, dtype=torch.bool)
+    free, rate = sample_context(prompt, seeded())
+    prompt[:, :2] = True
+    context, same_rate = sample_context(prompt, seeded())
+    assert context[:, :2].all() and context[:, 2:].equal(free[:, 2:]) and rate.equal(same_rate)
+
+
+def test_the_context_of_a_process_comes_from_its_own_strata():
+    _, rate = sample_context(torch.zeros(40, 2, dtype=torch.bool), seeded(), rank=1, world=4)
+    assert ((rate * 160).long() % 4 == 1).all()
+
+
+# ---- s and t
+
+def test_the_first_rows_lie_on_the_diagonal_and_are_never_pinned():
+    s, t = sample_times(64, 40, boundary=1.0, generator=seeded())
+    assert s[:40].equal(t[:40]) and (s[:40] > 0).all() and (t[:40] < 1).all()
+    assert (s[40:] == 0).all() and (t[40:] == 1).all()
+    s, t = sample_times(64, 64, generator=seeded())
+    assert s.equal(t) and (strata(s, 64) == 1).all()  # d ~ U(0, 1), one in each stratum
+
+
+def test_off_the_diagonal_the_gap_is_uniform_and_then_its_place():
+    n = 2000
+    s, t = sample_times(n, 0, boundary=0.0, generator=seeded())
+    gap, place = t - s, s / (1 - (t - s))  # d ~ U(0,1) and s / (1-d) ~ U(0,1), each stratified and independent
+    assert (s >= 0).all() and (t <= 1).all() and (t > s).all()
+    # A value within 1e-6 of an edge may be rounded over it: then two neighbours hold 2 and 0.
+    for values in (gap, place):
+        assert ((values.double().sort().values * n - torch.arange(n) - 0.5).abs() < 0.5 + n * 1e-5).all()
+    assert torch.corrcoef(torch.stack([gap, place]))[0, 1].abs() < 4.5 / math.sqrt(n)
+    # E s = E (1-d)/2 = 1/4, E t = 3/4; var s = E (1-d)^2/3 - 1/16 = 1/9 - 1/16 = 7/144.
+    margin = 4.5 * math.sqrt(7 / 144 / n)
+    assert abs(s.mean() - 1 / 4) < margin and abs(t.mean() - 3 / 4) < margin
+
+
+def test_one_in_32_of_the_off_diagonal_rows_is_pinned_at_0_1_exactly():
+    """Stratified uniforms: of 32 m rows exactly m lie below 1/32."""
+    s, t = sample_times(1024, 512, generator=seeded())
+    pinned = (s == 0) & (t == 1)
+    assert pinned[512:].sum() == 512 // 32 and not pinned[:512].any()
+    s, t = sample_times(1024, 512, boundary=1 / 8, generator=seeded())
+    assert ((s == 0) & (t == 1)).sum() == 512 // 8
+    assert 0 < pinned[512:].nonzero().float().mean() / 512 < 1 and pinned[512:768].any() and pinned[768:].any()
+
+
+def test_the_times_of_a_process_come_from_its_own_strata():
+    s, t = sample_times(40, 40, generator=seeded(), rank=2, world=4)
+    assert ((s * 160).long() % 4 == 2).all()
+
+
+# ---- tau
+
+def test_tau_of_two_words_is_an_error_function():
+    """E Phi(z + r) = Phi(r / sqrt 2), so tau = 2 Phi(r / sqrt 2) - 1 = erf(r / 2) with r = t / (1-t)."""
+    t = torch.linspace(0, 0.99, 34, dtype=torch.float64)
+    assert (decoding_time(t, 2) - torch.erf(t / (1 - t) / 2)).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("vocab_size", [3, 9, 50])
+def test_tau_is_how_often_the_argmax_of_x_t_is_right(vocab_size):
+    n = 40000
+    noise = torch.randn(n, vocab_size, generator=seeded())
+    for t in (0.2, 0.5, 0.7):
+        x = (1 - t) * noise
+        x[:, 0] += t
+        right = (x.argmax(1) == 0).double().mean()
+        tau = (right - 1 / vocab_size) * vocab_size / (vocab_size - 1)
+        margin = 4.5 * math.sqrt(right * (1 - right) / n) * vocab_size / (vocab_size - 1)
+        assert abs(decoding_time(torch.tensor(t), vocab_size) - tau) < margin
+
+
+@pytest.mark.parametrize("vocab_size", [2, 9, 1000, 50000])
+def test_tau_goes_from_0_to_1_and_its_inverse_undoes_it(vocab_size):
+    t = torch.linspace(0, 1, 501, dtype=torch.float64)
+    tau = decoding_time(t, vocab_size)
+    assert tau[0].abs() < 1e-12 and tau[-1] > 1 - 1e-12 and (tau >= 0).all() and (tau <= 1).all()
+    assert (tau.diff()[tau[1:] < 1 - 1e-9] > 0).all() and (tau.diff() >= -1e-12).all()
+    u = torch.linspace(0, 1, 501, dtype=torch.float64)
+    back = inverse_decoding_time(u, vocab_size)
+    # Linear interpolation between knots 1/4096 apart: the error is at most h^2 |tau''| / 8, and |tau''| < 400 here.
+    assert (decoding_time(back, vocab_size) - u).abs().max() < 400 / 4096**2 / 8
+    assert back[0] == 0 and back[-1] == 1 and (back.diff() > 0).all()
+
+
+def test_the_inverse_is_not_exact_only_by_its_table_of_4097_times():
+    """At a knot of the table the inverse is exact; with V = 2 the knot t = 1/2 has tau = erf(1/2)."""
+    tau = torch.tensor([math.erf(0.5)], dtype=torch.float64)
+    assert abs(inverse_decoding_time(tau, 2).item() - 0.5) < 1e-9
+    quarter = torch.tensor([[math.erf(1 / 6)]], dtype=torch.float64)  # t = 1/4: r = 1/3
+    assert abs(inverse_decoding_time(quarter, 2).item() - 0.25) < 1e-9 and quarter.shape == (1, 1)
+    assert fmlm._decoding_table(7)[0].shape == (4097,)
+
+
+def test_a_large_vocabulary_is_decided_later():
+    half = torch.tensor(0.5)
+    times = [inverse_decoding_time(half, v).item() for v in (2, 9, 1000, 50000)]
+    assert times == sorted(times) and times[0] < 0.5 < 0.7 < times[-1]
+
+
+def test_tau_keeps_the_dtype_and_the_shape():
+    t = torch.rand(2, 3, generator=seeded())
+    for function in (decoding_time, inverse_decoding_time):
+        for dtype in (torch.float32, torch.float64):
+            value = function(t.to(dtype), 9)
+            assert value.dtype == dtype and value.shape == (2, 3)
+
+
+def test_tau_refuses_what_is_no_time_and_no_vocabulary():
+    for wrong in (-0.01, 1.01, math.nan):
+        with pytest.raises(ValueError, match="times"):
+            decoding_time(torch.tensor(wrong), 9)
+        with pytest.raises(ValueError, match="tau"):
+            inverse_decoding_time(torch.tensor(wrong), 9)
+    for vocab_size in (0, 1):
+        with pytest.raises(ValueError, match="at least 2"):
+            decoding_time(torch.tensor(0.5), vocab_size)
