@@ -106,7 +106,7 @@ class Run:
         self.broken = torch.tensor(0, device=self.device)  # the first step, from 1, whose gradient was not finite
         self.network = torch.compile(self.model) if options.compile else self.model
         if world > 1:
-            self.network = nn.parallel.DistributedDataParallel(self.network, broadcast_buffers=False)
+            self.network = nn.parallel.DistributedDataParallel(self.network)
 
     def draw(self) -> Tensor:
         """Random training boards, each under a random symmetry, one-hot: (B, L, V)."""

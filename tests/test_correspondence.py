@@ -1,6 +1,7 @@
 """Masked diffusion is delta_{0,0}: exactly, in the loss bit for bit, and after a short training of both."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from fmlm import Denoiser, cross_entropy, flow_map_loss, mdm_loss, sample_context
 from sudoku.boards import SHAPES, all_boards
 from toy.exact import Exact
-from toy.two_mode import MODES, train
+from toy.two_mode import MODES, main, train
 
 THREE = Exact([[0, 0, 1], [1, 2, 1], [2, 2, 0]], [0.2, 0.5, 0.3])
 BOARDS = Exact(all_boards(SHAPES["sudoku4"]))
@@ -120,7 +121,7 @@ def test_with_noise_it_is_still_the_mdm_loss_for_a_model_that_ignores_the_noise(
 
 
 def test_a_network_that_reads_the_noise_pays_for_it():
-    """Jensen: the mean over noise of -log delta exceeds -log of the mean delta; the difference is the price of reading."""
+    """Jensen: the mean over noise of -log delta exceeds -log of the mean delta: the price of reading."""
     x1, context, _ = batch()
     x1, context, zero = x1.repeat(200, 1, 1), context.repeat(200, 1), torch.zeros(1400)
     noise, model, time = torch.randn(x1.shape, generator=seeded(5)), network(), context.float()
@@ -174,7 +175,7 @@ def test_the_weights_of_an_mdm_load_into_an_fmlm_plus_as_they_are():
 
 @pytest.mark.parametrize("objective", ["mdm", "fmlm+"])
 def test_after_a_short_training_both_have_the_exact_marginals(objective):
-    """KL(exact || learned) <= 0.02 nats a token at every size of context, a [MASK] or noise: a tenth of the toy's steps."""
+    """KL(exact || learned) <= 0.02 nats a token at every size of context, after 250 steps of the toy."""
     model, exact = train(objective, steps=250, seed=0, progress=False), Exact(MODES)
     for known in ([False, False], [True, False], [False, True]):
         known = torch.tensor([known]).repeat(400, 1)
@@ -186,3 +187,20 @@ def test_after_a_short_training_both_have_the_exact_marginals(objective):
         marginals = exact.marginals(tokens, known).float()
         kl = cross_entropy(learned, marginals) - torch.special.entr(marginals).sum(-1)
         assert kl[~known].mean() < 0.02
+
+
+# ---- the command
+
+def test_without_matplotlib_the_command_prints_its_table_and_says_what_is_missing(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["--steps", "1", "--plot", str(tmp_path / "figure.png")]) == 2
+    printed = capsys.readouterr()
+    assert "delta_{0,1}" in printed.out and "ancestral" in printed.out
+    assert printed.err.strip().splitlines()[-1] == "--plot needs matplotlib: pip install matplotlib"
+
+
+@pytest.mark.parametrize("options", [["--steps", "0"], ["--seed", "-1"], ["--plot", "no/such/folder/figure.png"]])
+def test_bad_options_end_in_one_sentence_and_status_2(options, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(options)
+    assert end.value.code == 2 and options[0] in capsys.readouterr().err.strip().splitlines()[-1]

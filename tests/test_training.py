@@ -1,0 +1,551 @@
+"""Training that can be trusted: exact to resume, safe to interrupt, the same on one process and on two.
+
+Networks here are tiny (8 thousand weights); what is tested does not depend on their size. Processes are started from a
+fork server that has imported torch once: 0.2 s each instead of 3.
+"""
+
+import errno
+import math
+import multiprocessing
+import os
+import random
+import re
+import resource
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Generator
+
+import fmlm
+import train
+from fmlm import Denoiser
+from sample import FORMAT, build, load_checkpoint, read_checkpoint
+from sudoku import boards as sudoku
+from train import Run, learning_rate, parse, save_checkpoint, training_loss
+
+os.environ["OMP_NUM_THREADS"] = "1"  # for the processes started here: more threads than cores are a hundred times slower
+os.environ["PYTHONPATH"] = str(Path(train.__file__).parent)
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["train", "pytest", "torch._dynamo"])
+
+TINY = "--width 16 --depth 1 --heads 1 --batch 8 --warmup 5 --no-compile --device cpu".split()
+ENDLESS = [*TINY, "--steps", "9999999"]
+
+
+@pytest.fixture(autouse=True)
+def no_evaluation(monkeypatch):
+    monkeypatch.setattr(train.evaluate, "main", lambda arguments: 0)
+
+
+@pytest.fixture(autouse=True)
+def no_process_outlives_its_test():
+    yield
+    for process in PROCESSES.active_children():
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A real one, of 5 of 40 steps. Tests copy it before they change it."""
+    path, run = tmp_path_factory.mktemp("checkpoint") / "real.pt", Run(parse([*TINY, "--steps", "40"])[0])
+    for _ in range(5):
+        run.loss(run.network, run.draw(), {}).backward()
+        run.update()
+    save_checkpoint(path, run.state())
+    return path
+
+
+def same(one, other):
+    """Equal bit for bit, through dictionaries and tensors."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+def sentence(capsys):
+    """What was said on stderr but for the progress bar: it must be one line, of one command."""
+    said = re.sub(r"[^\n]*\r", "", capsys.readouterr().err)
+    lines = [line for line in said.splitlines() if line.strip() and "step/s" not in line and "s/step" not in line]
+    assert len(lines) == 1 and lines[0].startswith("train.py: ") and len(lines[0]) < 300, said
+    return lines[0]
+
+
+# ---- the parts of a step
+
+def test_the_rate_warms_up_stays_for_half_of_the_run_and_falls_linearly_to_2_percent():
+    assert [learning_rate(0, step, 2.0, 10) for step in (0, 4, 9, 50)] == pytest.approx([0.2, 1.0, 2.0, 2.0])
+    assert [learning_rate(progress, 50, 2.0, 10) for progress in (0.3, 0.5, 0.75, 1)] == pytest.approx([2, 2, 1.02, 0.04])
+    assert learning_rate(1, 0, 2.0, 100) == pytest.approx(0.02)  # warm-up holds even in a run that is over before its end
+
+
+def random_model():
+    torch.manual_seed(1)
+    model = Denoiser(4, sudoku.SHAPES["sudoku4"].coords(), width=16, depth=1, heads=1)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    return model
+
+
+@pytest.mark.parametrize("objective", ["fmlm+", "flm", "mdm"])
+def test_the_training_loss_is_the_objectives_own_for_the_same_draws(objective):
+    model, draws = random_model(), Generator().manual_seed(7)
+    x1 = torch.eye(4)[torch.randint(4, (8, 16), generator=Generator().manual_seed(3))]
+    if objective == "flm":
+        t = fmlm.stratified_uniform(8, generator=draws)
+        expected, count = fmlm.flm_loss(model, x1, t, torch.randn(8, 16, 4, generator=draws)), 8 * 16
+    else:
+        context, _ = fmlm.sample_context(torch.zeros(8, 16, dtype=torch.bool), draws)
+        count = int((~context).sum())
+        if objective == "mdm":
+            expected = fmlm.mdm_loss(model, x1, context)
+        else:  # half of the batch on the diagonal, 1/32 of the rest at (0, 1)
+            s, t = fmlm.sample_times(8, 4, 1 / 32, draws)
+            expected = fmlm.flow_map_loss(model, x1, context, s, t, torch.randn(8, 16, 4, generator=draws), 4)
+    loss, tokens = training_loss(objective, model, x1, Generator().manual_seed(7))
+    assert loss == expected and int(tokens) == count
+
+
+@pytest.mark.parametrize("objective", ["flm", "mdm", "fmlm+"])
+def test_the_second_time_learns_only_where_there_is_a_flow_map(objective):
+    run = Run(parse([*TINY, "--objective", objective, "--steps", "5"])[0])
+    before = {name: weight.clone() for name, weight in run.model.time_t.named_parameters()}
+    for _ in range(5):
+        run.loss(run.network, run.draw(), {}).backward()
+        run.update()
+    still = all(torch.equal(weight, before[name]) for name, weight in run.model.time_t.named_parameters())
+    assert still == (objective != "fmlm+")
+    if still:
+        for model in (run.model, run.ema.model):
+            assert not model.time_t(torch.rand(3, 16)).any()
+
+
+def test_training_takes_nothing_from_the_global_random_state():
+    run = Run(parse([*TINY, "--steps", "5"])[0])
+    before = torch.get_rng_state()
+    run.loss(run.network, run.draw(), {}).backward()
+    run.update()
+    assert torch.equal(before, torch.get_rng_state())
+
+
+# ---- exact
+
+def losses_of(arguments, monkeypatch, end_after=None):
+    """Run the command and record its losses; `end_after` that many steps it gets a SIGTERM."""
+    losses, loss, update = [], Run.loss, Run.update
+
+    def recorded(self, model, x1, parts):
+        value = loss(self, model, x1, parts)
+        losses.append(float(value.detach()))
+        return value
+
+    def interrupted(self):
+        update(self)
+        if self.step == end_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "loss", recorded)
+        patch.setattr(Run, "update", interrupted)
+        assert train.main(arguments) == (128 + signal.SIGTERM if end_after else 0)
+    return losses
+
+
+@pytest.mark.parametrize("objective", ["fmlm+", "mdm"])
+def test_20_steps_and_20_resumed_equal_40_bit_for_bit(objective, tmp_path, monkeypatch):
+    whole, halves = str(tmp_path / "whole.pt"), str(tmp_path / "halves.pt")
+    arguments = [*TINY, "--objective", objective, "--steps", "40"]
+    expected = losses_of([*arguments, "--out", whole], monkeypatch)
+    first = losses_of([*arguments, "--out", halves], monkeypatch, end_after=20)
+    assert read_checkpoint(halves)["step"] == len(first) == 20
+    second = losses_of(["--resume", halves, "--no-compile"], monkeypatch)
+    assert first + second == expected and len(expected) == 40
+    one, other = read_checkpoint(whole), read_checkpoint(halves)
+    assert one.pop("seconds") > 0 < other.pop("seconds")
+    assert same(one, other)  # weights, EMA, optimizer, random state, settings
+
+
+def test_the_same_seed_gives_the_same_losses_and_another_seed_others(tmp_path, monkeypatch):
+    one, again, other = (losses_of([*TINY, "--steps", "5", "--seed", seed, "--out", str(tmp_path / "run.pt")], monkeypatch)
+                         for seed in "001")
+    assert one == again != other and all(map(math.isfinite, one))
+
+
+def test_a_run_by_steps_can_be_done_in_sittings_of_some_minutes(tmp_path, capsys):
+    path = str(tmp_path / "run.pt")
+    assert train.main([*ENDLESS, "--minutes", "0.002", "--out", path]) == 0
+    first = read_checkpoint(path)
+    assert 0 < first["seconds"] < 5
+    assert train.main(["--resume", path, "--minutes", "0.002", "--device", "cpu"]) == 0
+    assert read_checkpoint(path)["step"] > first["step"]
+
+
+def test_precision_is_part_of_a_run_and_resumed_with_it(tmp_path):
+    path = str(tmp_path / "run.pt")
+    assert train.main([*TINY, "--steps", "2", "--no-bf16", "--out", path]) == 0
+    assert parse(["--resume", path, "--steps", "4"])[0].bf16 is False
+
+
+# ---- safe
+
+def command(arguments, log, environment=None, patches=None, file_size=None):
+    """In a process of its own: train.py with these arguments; what it says goes into a file."""
+    os.environ.update(environment or {})
+    for name, value in (patches or {}).items():
+        setattr(train, name, value)
+    train.evaluate.main = lambda arguments: 0
+    sys.stdout = sys.stderr = open(log, "w", buffering=1)
+    if file_size:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+    sys.exit(train.main(arguments))
+
+
+def start(*arguments, **others):
+    process = PROCESSES.Process(target=command, args=arguments, kwargs=others)
+    process.start()
+    return process
+
+
+def says(log, words):
+    return log.exists() and words in log.read_text()
+
+
+def wait_for(condition, process, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.is_alive() and time.monotonic() < end, "the process ended, or did nothing for a minute"
+        time.sleep(0.002)
+
+
+def test_a_run_killed_at_20_random_moments_always_leaves_a_checkpoint_to_resume(tmp_path):
+    path, log, part, rng = tmp_path / "run.pt", tmp_path / "log", tmp_path / "run.pt.part", random.Random(0)
+    done, killed_while_writing = 0, 0
+    for sitting in range(20):
+        log.unlink(missing_ok=True)
+        process = start(["--resume", str(path)] if sitting else [*ENDLESS, "--out", str(path)], str(log),
+                        patches={"SAVE_EVERY": 0})  # it writes after every step
+        wait_for(path.exists if not sitting else lambda: says(log, "checkpoint"), process)
+        time.sleep(rng.uniform(0, 0.1))
+        process.kill()
+        process.join()
+        state = read_checkpoint(path)
+        assert state["step"] >= done  # and what was saved once is never lost
+        done, killed_while_writing = state["step"], killed_while_writing + part.exists()
+        assert {file.name for file in tmp_path.iterdir()} <= {"run.pt", "run.pt.part", "log"}
+    assert done > 20 and killed_while_writing > 0
+    assert train.main(["--resume", str(path), "--steps", str(done + 1), "--device", "cpu"]) == 0
+    assert read_checkpoint(path)["step"] == done + 1 and not part.exists()  # nothing is left to confuse anyone
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(number, status, tmp_path):
+    path, log = tmp_path / "run.pt", tmp_path / "log"
+    process = start([*ENDLESS, "--out", str(path)], str(log))  # it would save every minute only
+    wait_for(lambda: says(log, "?step/s"), process)
+    os.kill(process.pid, number)
+    process.join(20)
+    assert process.exitcode == status and read_checkpoint(path)["step"] > 0
+    assert "Traceback" not in log.read_text()
+
+
+def test_after_training_signals_do_again_what_they_did_before(tmp_path):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert train.main([*TINY, "--steps", "1", "--out", str(tmp_path / "run.pt")]) == 0
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_disk_that_is_full_is_one_sentence_and_the_checkpoint_before_stays_whole(tmp_path, checkpoint):
+    path, log = tmp_path / "run.pt", tmp_path / "log"
+    path.write_bytes(checkpoint.read_bytes())
+    process = start([*TINY, "--steps", "3", "--out", str(path)], str(log), file_size=20_000)
+    process.join(60)
+    said = log.read_text()
+    assert process.exitcode == 2 and said.count("train.py: ") == 1 and "Traceback" not in said
+    assert f"train.py: cannot write {path} ([Errno {errno.EFBIG}]" in said
+    assert path.read_bytes() == checkpoint.read_bytes() and not path.with_name("run.pt.part").exists()
+
+
+def test_a_disk_that_fails_at_the_last_moment_leaves_the_checkpoint_before(tmp_path, checkpoint, monkeypatch, capsys):
+    path = tmp_path / "run.pt"
+    path.write_bytes(checkpoint.read_bytes())
+
+    def fail(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    assert train.main([*TINY, "--steps", "3", "--out", str(path)]) == 2
+    assert "No space left on device" in sentence(capsys)
+    assert path.read_bytes() == checkpoint.read_bytes() and [file.name for file in tmp_path.iterdir()] == ["run.pt"]
+
+
+def test_a_folder_that_may_not_be_written_to_is_refused_before_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # for root every folder may be
+    monkeypatch.setattr(Run, "draw", None)
+    assert train.main([*TINY, "--steps", "3", "--out", str(tmp_path / "run.pt")]) == 2
+    assert "cannot write" in sentence(capsys)
+
+
+def infinite_slope(loss, model):
+    """Adds 0 to the loss, with a gradient that is not a number."""
+    return loss + (next(iter(model.parameters())).sum() * 0).sqrt()
+
+
+@pytest.mark.parametrize("spoil", [lambda loss, model: loss * math.nan, lambda loss, model: loss * math.inf, infinite_slope],
+                         ids=["loss nan", "loss infinite", "gradient nan"])
+def test_what_is_not_finite_ends_the_run_names_the_step_and_overwrites_nothing(spoil, tmp_path, checkpoint, monkeypatch, capsys):
+    path, loss = tmp_path / "run.pt", Run.loss
+    path.write_bytes(checkpoint.read_bytes())
+    monkeypatch.setattr(train, "SAVE_EVERY", 0)
+    monkeypatch.setattr(Run, "loss", lambda run, model, x1, parts: (
+        spoil(loss(run, model, x1, parts), model) if run.step == 5 else loss(run, model, x1, parts)))  # its sixth step
+    assert train.main(["--resume", str(path), "--no-compile"]) == 1
+    assert "step 6 is not finite" in sentence(capsys)
+    assert path.read_bytes() == checkpoint.read_bytes() and [file.name for file in tmp_path.iterdir()] == ["run.pt"]
+
+
+# ---- checkpoints from strangers
+
+def test_200_damaged_copies_of_a_checkpoint_give_a_clear_error_or_the_same_run(tmp_path, checkpoint):
+    path, whole, rng = tmp_path / "damaged.pt", checkpoint.read_bytes(), random.Random(0)
+    original, run = read_checkpoint(checkpoint), Run(parse([*TINY, "--steps", "40"])[0])
+    refused = 0
+    for case in range(200):
+        data = bytearray(whole)
+        if case % 4 == 0:
+            del data[rng.randrange(len(data)):]
+        else:  # anywhere, or in the zip file's directory at its end, or at its start
+            place = rng.randrange(*[(0, len(data)), (len(data) - 4000, len(data)), (0, 3000)][case % 4 - 1])
+            for k in range(place, min(place + rng.choice([1, 1, 4, 64]), len(data))):
+                data[k] = rng.randrange(256)
+        path.write_bytes(data)
+        try:
+            options, state = parse(["--resume", str(path)])
+            run.restore(state, str(path))
+        except ValueError as error:
+            assert str(error).startswith(f"{path} ") and "\n" not in str(error)
+            refused += 1
+        else:
+            assert same(state, original) and same(dict(run.state(), seconds=0), dict(original, seconds=0))
+    assert 100 < refused < 200
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("place", ["format", "model", "options", "optimizer"])
+def test_a_checkpoint_that_would_run_code_is_refused_and_does_not(place, tmp_path, checkpoint):
+    state, path = read_checkpoint(checkpoint), tmp_path / "evil.pt"
+    torch.save(state | {place: Evil(str(tmp_path / "it ran"))}, path)
+    with pytest.raises(ValueError, match="damaged or not a checkpoint"):
+        read_checkpoint(path)
+    assert not (tmp_path / "it ran").exists()
+
+
+def test_a_checkpoint_of_another_format_is_refused_with_both_numbers(tmp_path, checkpoint):
+    torch.save(read_checkpoint(checkpoint) | {"format": FORMAT - 1}, tmp_path / "old.pt")
+    with pytest.raises(ValueError, match=f"has format {FORMAT - 1} and this code reads {FORMAT}"):
+        read_checkpoint(tmp_path / "old.pt")
+
+
+@pytest.mark.parametrize("fill", ["nothing", "one element", "one storage for all"])
+def test_a_checkpoint_that_asks_for_a_huge_network_is_refused_before_memory_is_taken(fill, tmp_path, checkpoint):
+    network = dict(vocab_size=4, width=4096, depth=16, heads=1)  # 5 billion weights, 20 GB
+    state, path = read_checkpoint(checkpoint) | {"network": network}, tmp_path / "huge.pt"
+    if fill != "nothing":
+        shapes = {name: weight for name, weight in build(state, "meta").state_dict().items()}
+        shared = torch.zeros(1 if fill == "one element" else 4096 * 4096 * 6)
+        state["model"] = {name: shared.expand(own.shape) if fill == "one element" else shared[:own.numel()].view(own.shape)
+                          for name, own in shapes.items()}
+        state["model"]["coords"] = sudoku.SHAPES["sudoku4"].coords()
+        shared_bytes = shared.numel() * 4
+    else:
+        shared_bytes = 0
+    torch.save({name: state[name] for name in ("format", "task", "objective", "network", "model")}, path)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match="damaged"):
+        load_checkpoint(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000 + 2 * shared_bytes // 1024  # in KiB
+
+
+def changed(state, *keys, to):
+    """A copy of nested dictionaries with one value replaced by what `to` makes of it."""
+    return {**state, keys[0]: changed(state[keys[0]], *keys[1:], to=to) if keys[1:] else to(state[keys[0]])}
+
+
+SAMPLING = {  # what a stranger could write into the part that sampling reads
+    "task unknown": (["task"], lambda old: "chess"), "task of another type": (["task"], lambda old: ["sudoku4"]),
+    "task of another size": (["task"], lambda old: "sudoku9"), "objective unknown": (["objective"], lambda old: "gpt"),
+    "network missing": (["network"], lambda old: None), "width a word": (["network", "width"], lambda old: "16"),
+    "width 0": (["network", "width"], lambda old: 0), "depth true": (["network", "depth"], lambda old: True),
+    "heads do not divide": (["network", "heads"], lambda old: 3), "vocabulary": (["network", "vocab_size"], lambda old: 9),
+    "no weights": (["model"], lambda old: {}), "a weight more": (["model"], lambda old: old | {"more": torch.zeros(1)}),
+    "weight nan": (["model", "head.bias"], lambda old: old * math.nan),
+    "weight complex": (["model", "head.bias"], lambda old: old.cfloat()),
+    "weight in 8 bits": (["model", "head.bias"], lambda old: old.to(torch.float8_e4m3fn)),
+    "weight on no device": (["model", "head.bias"], lambda old: old.to("meta")),
+    "weight sparse": (["model", "head.weight"], lambda old: old.to_sparse()),
+    "coordinates off the board": (["model", "coords"], lambda old: old + 99),
+    "format a float": (["format"], float),
+}
+RESUMING = {  # and into the part that only training reads
+    "no run": (["options"], lambda old: None), "no width": (["options"], lambda old: {"width": 16}),
+    "other width": (["options", "width"], lambda old: 4096), "lr a word": (["options", "lr"], lambda old: "fast"),
+    "lr infinite": (["options", "lr"], lambda old: math.inf), "batch huge": (["options", "batch"], lambda old: 10**12),
+    "boards huge": (["options", "boards"], lambda old: 10**12), "seed huge": (["options", "seed"], lambda old: 10**99),
+    "other task": (["options", "task"], lambda old: "sudoku9"), "task a tensor": (["options", "task"], lambda old: torch.ones(3)),
+    "other objective": (["options", "objective"], lambda old: "mdm"), "step negative": (["step"], lambda old: -5),
+    "step a word": (["step"], str), "seconds nan": (["seconds"], lambda old: math.nan),
+    "updates missing": (["updates"], lambda old: None), "running nothing": (["running"], lambda old: {}),
+    "running of one element": (["running", "head.weight"], lambda old: torch.zeros(1).expand(old.shape)),
+    "moments missing": (["optimizer"], lambda old: {}),
+    "moments of another shape": (["optimizer", 0, "exp_avg"], lambda old: torch.zeros(7)),
+    "moments of one element": (["optimizer", 0, "exp_avg_sq"], lambda old: torch.zeros(1).expand(old.shape)),
+    "random state of zeros": (["generator"], torch.zeros_like),
+}
+
+
+@pytest.mark.parametrize("keys, to", SAMPLING.values(), ids=SAMPLING)
+def test_a_checkpoint_with_a_field_that_cannot_be_is_refused(keys, to, tmp_path, checkpoint):
+    torch.save(changed(read_checkpoint(checkpoint), *keys, to=to), tmp_path / "strange.pt")
+    with pytest.raises(ValueError, match="is damaged or not a checkpoint of train.py"):
+        load_checkpoint(tmp_path / "strange.pt")
+
+
+@pytest.mark.parametrize("keys, to", RESUMING.values(), ids=RESUMING)
+def test_a_run_with_a_field_that_cannot_be_is_not_resumed_but_still_sampled(keys, to, tmp_path, checkpoint, capsys):
+    path = tmp_path / "strange.pt"
+    torch.save(changed(read_checkpoint(checkpoint), *keys, to=to), path)
+    before = path.read_bytes()
+    assert train.main(["--resume", str(path), "--no-compile"]) == 2
+    assert sentence(capsys)
+    assert path.read_bytes() == before
+    load_checkpoint(path)
+
+
+def test_weights_alone_in_half_precision_are_enough_to_sample_and_say_that_they_cannot_be_resumed(tmp_path, checkpoint, capsys):
+    state, path = read_checkpoint(checkpoint), str(tmp_path / "shipped.pt")
+    half = {name: weight.half() if weight.is_floating_point() else weight for name, weight in state["model"].items()}
+    torch.save({name: state[name] for name in ("format", "task", "objective", "network")} | {"model": half}, path)
+    model, _ = load_checkpoint(path)
+    assert all(weight.dtype == torch.float32 for weight in model.parameters())
+    assert train.main(["--resume", path]) == 2
+    assert "holds weights to sample from, but no training run to resume" in sentence(capsys)
+
+
+# ---- two processes
+
+def two(function, *arguments):
+    """Run function(rank, *arguments) in two processes that know of each other; their exit statuses."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    processes = [PROCESSES.Process(target=function, args=(rank, dict(world, RANK=str(rank), LOCAL_RANK=str(rank)), *arguments))
+                 for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def statuses(processes, seconds=60):
+    for process in processes:
+        process.join(seconds)
+    assert not any(process.is_alive() for process in processes), [process.kill() for process in processes]
+    return [process.exitcode for process in processes]
+
+
+def joint_batch():
+    """Boards, contexts, times and noise of 8 sequences; row r of the last index is what process r takes. Half of each
+    process's rows is on the diagonal; one process has far more context than the other."""
+    draw = Generator().manual_seed(5)
+    x1 = torch.eye(4)[torch.randint(4, (8, 16), generator=draw)]
+    context = torch.rand(8, 16, generator=draw) < torch.tensor([0.9, 0.9, 0.1, 0.1] * 2)[:, None]
+    s = torch.rand(8, generator=draw) / 2
+    t = torch.cat([s[:4], s[4:] + 0.4])
+    return x1, context, s, t, torch.randn(8, 16, 4, generator=draw), torch.tensor([[0, 1, 4, 5], [2, 3, 6, 7]])
+
+
+def gradients_of_its_share(rank, environment, objective, folder):
+    os.environ.update(environment)
+    dist.init_process_group("gloo")
+    run = Run(parse([*TINY, "--objective", objective, "--steps", "5", "--no-bf16"])[0], rank, 2)
+    drawn, stratified = [], fmlm.stratified_uniform
+
+    def recorded(*arguments, **others):
+        drawn.append(stratified(*arguments, **others))
+        return drawn[-1]
+
+    fmlm.stratified_uniform = recorded
+    boards = run.draw()
+    run.loss(run.network, boards, {})
+    run.model.load_state_dict(random_model().state_dict())
+    x1, context, s, t, noise, share = joint_batch()
+    mine = share[rank]
+    fmlm.stratified_uniform = lambda n, generator, device, rank, world: t[mine]
+    fmlm.sample_context = lambda prompt, **strata: (context[mine], None)
+    fmlm.sample_times = lambda n, diagonal, boundary, device, **strata: (s[mine], t[mine])
+    torch.randn = lambda *shape, **others: noise[mine]
+    run.loss(run.network, x1[mine], {}).backward()
+    gradients = {name: weight.grad for name, weight in run.model.named_parameters() if weight.grad is not None}
+    torch.save({"gradients": gradients, "strata": drawn[0], "boards": boards}, Path(folder) / f"{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("objective", ["fmlm+", "mdm", "flm"])
+def test_two_processes_average_to_the_gradients_of_one_with_the_joint_batch(objective, tmp_path):
+    assert statuses(two(gradients_of_its_share, objective, str(tmp_path))) == [0, 0]
+    both = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    model, (x1, context, s, t, noise, share) = random_model(), joint_batch()
+    model.time_t.requires_grad_(objective == "fmlm+")
+    loss = {"mdm": lambda: fmlm.mdm_loss(model, x1, context), "flm": lambda: fmlm.flm_loss(model, x1, t, noise),
+            "fmlm+": lambda: fmlm.flow_map_loss(model, x1, context, s, t, noise, diagonal=4)}[objective]()
+    loss.backward()
+    expected = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    assert same(both[0]["gradients"], both[1]["gradients"]) and both[0]["gradients"].keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(both[0]["gradients"][name], gradient, rtol=1e-4, atol=1e-7, msg=name)
+    # Their own draws: other boards each, and one uniform in every stratum of the joint batch.
+    assert not torch.equal(both[0]["boards"], both[1]["boards"])
+    strata = torch.cat([one["strata"] for one in both])
+    assert (strata * 8).floor().sort().values.tolist() == list(range(8))
+
+
+def command_of_two(rank, environment, arguments, folder):
+    command(arguments, str(Path(folder) / f"log{rank}"), environment)
+
+
+def test_of_two_processes_only_the_first_writes_and_prints(tmp_path):
+    path = tmp_path / "run.pt"
+    assert statuses(two(command_of_two, [*TINY, "--steps", "3", "--out", str(path)], str(tmp_path))) == [0, 0]
+    assert (tmp_path / "log1").read_text() == "" and "3 steps in" in (tmp_path / "log0").read_text()
+    assert read_checkpoint(path)["step"] == 3
+    assert statuses(two(command_of_two, ["--resume", str(path), "--steps", "5"], str(tmp_path))) == [0, 0]
+    assert read_checkpoint(path)["step"] == 5
+
+
+@pytest.mark.parametrize("receiver", [0, 1])
+def test_a_signal_to_one_of_two_processes_ends_both_after_the_same_step(receiver, tmp_path):
+    path, log = tmp_path / "run.pt", tmp_path / "log0"
+    processes = two(command_of_two, [*ENDLESS, "--out", str(path)], str(tmp_path))
+    wait_for(lambda: says(log, "?step/s"), processes[0])
+    os.kill(processes[receiver].pid, signal.SIGTERM)
+    assert statuses(processes, 20) == [143, 143] and read_checkpoint(path)["step"] > 0
+
+
+def test_a_batch_that_does_not_divide_is_one_sentence_of_the_first_process(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for rank in "012":
+        monkeypatch.setenv("RANK", rank)
+        assert train.main([*TINY, "--steps", "3", "--out", str(tmp_path / "run.pt")]) == 2
+    assert "--batch 8 must be a multiple of the 3 processes" in sentence(capsys)
