@@ -168,7 +168,7 @@ def decoding_time(t: Tensor, vocab_size: int) -> Tensor:
 @lru_cache
 def _decoding_table(vocab_size: int) -> tuple[Tensor, Tensor]:
     t = torch.linspace(0, 1, 4097, dtype=torch.float64)
-    return t, decoding_time(t, vocab_size)
+    return t, decoding_time(t, vocab_size).cummax(0).values  # rounding near 1 must not make it fall
 
 
 def inverse_decoding_time(tau: Tensor, vocab_size: int) -> Tensor:
