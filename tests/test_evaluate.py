@@ -283,7 +283,7 @@ def test_a_fresh_network_is_evaluated_to_the_numbers_of_the_uniform_model(checkp
     path = checkpoint("fmlm+")
     assert main([path, "-n", "3", "--nfe", "1", "2", "--clues", "8", "--json", "--device", "cpu"]) == 0
     (document,) = json.loads(capsys.readouterr().out)
-    names = ["posterior", "a-priori", "a-priori-sampled", "flow-map", "block"]
+    names = ["posterior", "a-priori", "a-priori-sampled", "flow-map"]
     assert [(row["sampler"], row["nfe"]) for row in document["unconditional"]] == [(name, n) for name in names for n in (1, 2)]
     assert [(row["sampler"], row["nfe"], row["clues"]) for row in document["puzzles"]] == [(name, n, 8) for name in names for n in (1, 2)]
     assert all(row["n"] == 3 for row in document["unconditional"] + document["puzzles"])

@@ -36,7 +36,7 @@ def test_the_denoiser_of_two_modes_is_the_number_worked_out_by_hand():
 
 
 def test_the_denoiser_is_bayes_rule_with_a_time_for_every_token():
-    """PAPER.md identity 4, sequence by sequence in plain Python."""
+    """The posterior of a finite set, sequence by sequence in plain Python."""
     x, t = randn(1, 3, 3), torch.tensor([[0.1, 0.6, 0.3]], dtype=torch.float64)
     likelihood = []
     for sequence, weight in ([0, 0, 1], 0.2), ([1, 2, 1], 0.5), ([2, 2, 0], 0.3):

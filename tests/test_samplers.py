@@ -397,7 +397,7 @@ def test_sequences_of_a_batch_commit_each_for_itself():
 
 
 def test_the_exact_draft_is_always_sure_so_one_pass_of_many_rounds_is_enough():
-    """delta_{0,1} of a finite set is a one-hot sequence but on a set of noises of measure zero (PAPER.md identity 5)."""
+    """delta_{0,1} of a finite set is a one-hot sequence but on a set of noises of measure zero."""
     for exact, length in (TWO, 2), (CROSS, 2), (THREE, 3):
         model = Recorded(exact)
         result = posterior_refinement(model, *nothing(1000, length), length, generator=seeded())

@@ -1,0 +1,345 @@
+"""The command lines as a user meets them: what they print, what they write, and what they say to a mistake.
+
+What is right or wrong about a solution is tested with an oracle in the network's place: it knows all 288 boards.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import sample
+import train
+from sample import read_checkpoint
+from sudoku import boards as sudoku
+from train import Run, parse, save_checkpoint
+
+ROOT = Path(train.__file__).parent
+TINY = "--width 16 --depth 1 --heads 1 --batch 8 --no-compile --device cpu".split()
+FOUR = sudoku.SHAPES["sudoku4"]
+PUZZLE, SOLUTION = "1...2.4........2", "1423234132144132"  # one solution: follow the rows and columns by hand
+SEVERAL, NONE = "1...............", "123....4........"
+BAD = {"too short": "1234", "of another size": "." * 81, "digit out of range": "5" + "." * 15, "a letter": "x" + "." * 15,
+       "clashing clues": "11" + "." * 14}
+
+
+def train_tiny(path, *arguments):
+    run = Run(parse([*TINY, "--steps", "10", *arguments])[0])
+    for _ in range(2):
+        run.loss(run.network, run.draw(), {}).backward()
+        run.update()
+    save_checkpoint(path, run.state())
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A real checkpoint of 2 of 10 steps for every objective, and files that are none."""
+    folder = tmp_path_factory.mktemp("files")
+    made = {objective: train_tiny(folder / f"{objective}.pt", "--objective", objective) for objective in ("fmlm+", "flm", "mdm")}
+    for name, data in {"truncated": Path(made["mdm"]).read_bytes()[:-999], "text": b"not ours\n", "empty": b"",
+                       "binary": bytes(range(128, 256)), "bad puzzles": b"1234\n11..............\n"}.items():
+        (folder / name).write_bytes(data)
+        made[name] = str(folder / name)
+    return made | {"missing": str(folder / "missing"), "folder": str(folder)}
+
+
+class Oracle:
+    """The exact conditional marginals of the 288 boards, in the place of an MDM. Uniform where no board fits."""
+
+    vocab_size, boards = 4, F.one_hot(sudoku.all_boards(FOUR), 4).float()
+
+    def __call__(self, x, s, t):
+        fits = ((self.boards * x[:, None]).sum(-1) + (s < 1)[:, None] >= 1).all(-1).float() + 1e-9
+        return torch.einsum("bk,klv->blv", fits / fits.sum(1, keepdim=True), self.boards).clamp(1e-9).log()
+
+
+@pytest.fixture
+def oracle(monkeypatch):
+    info = {"task": "sudoku4", "objective": "mdm"}
+    monkeypatch.setattr(sample, "load_checkpoint", lambda path, device: (Oracle(), info))
+
+
+def solve(*arguments):
+    return sample.main(["any", "--nfe", "16", *arguments])
+
+
+def lines_file(tmp_path, *lines):
+    path = tmp_path / "puzzles.txt"
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return str(path)
+
+
+# ---- train.py
+
+def test_training_prints_what_it_does_writes_a_checkpoint_and_then_its_table(tmp_path, capsys):
+    path = tmp_path / "run.pt"
+    assert train.main([*TINY, "--steps", "3", "--out", str(path)]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith(f"sudoku4, fmlm+, batch 8, cpu; checkpoint {path}\n3 steps in ")
+    for words in ("valid boards, % of 1,000", "posterior", "a-priori", "flow-map", "likelihood bound", "KL(exact marginals"):
+        assert words in said.out
+    assert "diagonal=" in said.err and "off-diagonal=" in said.err and "step/s" in said.err
+    assert read_checkpoint(path)["step"] == 3 and [file.name for file in tmp_path.iterdir()] == ["run.pt"]
+
+
+@pytest.mark.parametrize("objective", ["fmlm+", "mdm"])
+def test_bench_prints_plausible_numbers_whose_parts_add_up_and_writes_nothing(objective, tmp_path, capsys):
+    path = tmp_path / "run.pt"
+    assert train.main([*TINY, "--objective", objective, "--bench", "20", "--out", str(path)]) == 0
+    said = capsys.readouterr().out
+    step, low, high, tokens, memory = (float(number.replace(",", "")) for number in re.search(
+        r"bf16: ([\d.]+) ms per step \(10% to 90%: ([\d.]+) to ([\d.]+)\), ([\d,]+) tokens/s, peak memory ([\d,]+) MiB",
+        said).groups())
+    assert 0.1 < low <= step <= high < 10_000 and 50 < memory < 100_000
+    assert tokens == pytest.approx(8 * 16 / (step / 1000), rel=0.06)  # the milliseconds are rounded
+    parts = {name: float(time) for name, time in re.findall(r"(\w+) ([\d.]+)(?=   )", said)}
+    assert list(parts) == ["data", "targets", "forward", "loss", "backward", "optimizer"]
+    assert sum(parts.values()) == pytest.approx(step, rel=0.25, abs=0.4)
+    assert (parts["targets"] > 0) == (objective == "fmlm+")
+    assert re.search(r"[\d,]+ GFLOP/s in matrix products, \d+% of the [\d,]+ GFLOP/s of one 128 x 16 x 64 product", said)
+    assert not path.exists()
+
+
+def test_a_flow_map_starts_from_an_mdms_weights(files, tmp_path):
+    path = str(tmp_path / "run.pt")
+    assert train.main([*TINY, "--init", files["mdm"], "--lr", "1e-12", "--steps", "1", "--out", path]) == 0
+    weights, state = read_checkpoint(files["mdm"])["model"], read_checkpoint(path)
+    assert state["objective"] == "fmlm+"
+    for name, weight in weights.items():
+        torch.testing.assert_close(state["model"][name], weight, rtol=0, atol=1e-6)
+
+
+def test_a_resumed_run_goes_on_in_its_own_file_with_its_own_settings(tmp_path, capsys):
+    path = train_tiny(tmp_path / "run.pt", "--objective", "mdm", "--lr", "0.002")
+    assert train.main(["--resume", path, "--no-compile"]) == 0
+    state = read_checkpoint(path)
+    assert (state["step"], state["objective"], state["options"]["lr"], state["options"]["width"]) == (10, "mdm", 0.002, 16)
+
+
+def test_ctrl_c_while_the_boards_are_made_is_no_traceback(monkeypatch, tmp_path, capsys):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sudoku, "load_boards", interrupted)
+    assert train.main([*TINY, "--out", str(tmp_path / "run.pt")]) == 130
+    assert capsys.readouterr().err == ""
+
+
+# ---- sample.py
+
+def test_it_draws_as_many_boards_as_asked_for_the_same_for_the_same_seed(files, capsys):
+    texts = []
+    for seed in "001":
+        assert sample.main([files["fmlm+"], "-n", "3", "--nfe", "2", "--seed", seed]) == 0
+        texts.append(capsys.readouterr().out)
+    boards = [re.sub(r"passes, .*", "", text) for text in texts]
+    assert boards[0] == boards[1] != boards[2]
+    assert len(re.findall(r"^(valid|not valid)$", texts[0], re.M)) == 3
+    assert re.search(r"^[0-3] of 3 valid, posterior, 2 network passes, [\d.]+ s$", texts[0], re.M)
+
+
+def test_drawn_boards_as_json(files, capsys):
+    assert sample.main([files["mdm"], "-n", "2", "--nfe", "3", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document.keys() == {"valid", "nfe", "boards"} and document["nfe"] == 3
+    boards = torch.tensor([[int(c) - 1 for c in text] for text in document["boards"]])
+    assert boards.shape == (2, 16) and document["valid"] == int(sudoku.valid(FOUR, boards).sum())
+
+
+def test_it_solves_a_puzzle(oracle, capsys):
+    assert solve("--puzzle", PUZZLE) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{sudoku.pretty(FOUR, sudoku.parse(FOUR, SOLUTION))}\nsolved\n")
+    assert "1 of 1 solved, confidence, " in said
+
+
+def test_a_puzzle_with_several_solutions_or_none_is_said_to_be_one(oracle, capsys):
+    assert solve("--puzzle", SEVERAL) == 0
+    assert "solved; this puzzle has 2 or more solutions; the board found is one of them\n" in capsys.readouterr().out
+    assert solve("--puzzle", NONE) == 0
+    said = capsys.readouterr().out
+    assert "not valid; this puzzle has no solution\n" in said and "0 of 1 solved" in said
+
+
+def test_a_file_of_puzzles_is_solved_line_by_line(oracle, tmp_path, capsys):
+    assert solve("--puzzles", lines_file(tmp_path, PUZZLE, "", SOLUTION, SEVERAL)) == 0
+    said = capsys.readouterr()
+    assert "3 of 3 solved" in said.out and said.err == ""
+
+
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
+def test_one_bad_line_is_named_with_its_reason_and_the_others_are_solved(bad, oracle, tmp_path, capsys):
+    path = lines_file(tmp_path, PUZZLE, bad, SOLUTION)
+    assert solve("--puzzles", path) == 2
+    said = capsys.readouterr()
+    assert "2 of 2 solved" in said.out
+    assert re.fullmatch(rf"sample.py: {re.escape(path)}, line 2: .*(cells|digit).*\n", said.err)
+
+
+def test_puzzles_as_json_have_exactly_these_keys(oracle, tmp_path, capsys):
+    assert solve("--puzzles", lines_file(tmp_path, PUZZLE, NONE), "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert list(document) == ["puzzles", "solved", "nfe", "boards"]
+    assert (document["puzzles"], document["solved"], document["boards"][0]) == (2, 1, SOLUTION) and 1 <= document["nfe"] <= 16
+    assert solve("--puzzles", lines_file(tmp_path, PUZZLE, "1234"), "--json") == 2  # a bad line changes no key
+    said = capsys.readouterr()
+    assert json.loads(said.out).keys() == document.keys() and "line 2" in said.err
+
+
+def test_solved_means_that_the_clues_are_kept_too(oracle, monkeypatch, capsys):
+    def cheat(model, tokens, known, nfe, generator, trace):
+        return sudoku.all_boards(FOUR)[-1:]  # valid, and begins with a 4
+
+    monkeypatch.setitem(sample.SAMPLERS, "confidence", sample.Sampler(cheat, ("mdm",)))
+    assert solve("--puzzle", PUZZLE, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["solved"] == 0
+
+
+def test_a_puzzle_without_empty_cells_needs_no_network_pass(oracle, capsys):
+    assert solve("--puzzle", SOLUTION, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"puzzles": 1, "solved": 1, "nfe": 0, "boards": [SOLUTION]}
+
+
+def traced(files, capsys):
+    assert sample.main([files["fmlm+"], "-n", "2", "--nfe", "4", "--trace"]) == 0
+    return re.sub(r"[\d.]+ s$", "", capsys.readouterr().out, flags=re.M)
+
+
+def test_a_trace_shows_every_pass_readable_without_color(files, capsys):
+    said = traced(files, capsys)
+    assert [tuple(map(int, found)) for found in re.findall(r"pass (\d): (\d+) committed, (\d+) back to noise", said)] == [
+        (1, 4, 12), (2, 4, 8), (3, 4, 4), (4, 4, 0)]
+    passes = said.split("pass ")[1:]
+    for number, text in enumerate(passes):
+        board = text.split("\n\n")[0]
+        assert len(re.findall(r"\[\d\]", board)) == 4  # committed now
+        assert len(re.findall(r"\d['~?]", board)) == 12 - 4 * number  # back to noise
+        assert len(re.findall(r" \d (?=[ |\[]|$)", board, re.M)) == 4 * number  # known
+    assert "\033" not in said and "back to noise: 5' p >= 0.9" in said
+
+
+def test_color_is_for_terminals_without_no_color_and_changes_no_character(files, capsys, monkeypatch):
+    plain = traced(files, capsys)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    colored = traced(files, capsys)
+    assert "\033[32m[" in colored and re.sub(r"\033\[\d+m", "", colored) == plain
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert traced(files, capsys) == plain
+
+
+def test_without_a_name_the_newest_checkpoint_trained_here_is_taken(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(sample, "CHECKPOINTS", tmp_path)
+    for age, name in enumerate(["new.pt", "old.pt"]):
+        (tmp_path / name).write_bytes(b"")
+        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
+    (tmp_path / "newer.pt.part").write_bytes(b"")  # what a killed run leaves is none
+    assert sample.newest_checkpoint() == tmp_path / "new.pt"
+
+
+def test_where_there_is_no_checkpoint_the_command_that_makes_one_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sample, "CHECKPOINTS", tmp_path / "none")
+    monkeypatch.setattr(sample, "SHIPPED", tmp_path / "none.pt")
+    assert sample.main([]) == 2
+    assert capsys.readouterr().err == f"sample.py: there is no checkpoint {tmp_path}/none.pt: train one with `python train.py`\n"
+
+
+def test_sample_bench_prints_a_row_for_every_batch_and_number_of_passes(files, capsys):
+    assert sample.main([files["fmlm+"], "--bench"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [row[:2] for row in rows] == [[batch, nfe] for batch in ("1", "16", "256") for nfe in ("1", "4", "16")]
+    for batch, _, rate, milliseconds in rows:
+        assert float(rate.replace(",", "")) == pytest.approx(int(batch) / float(milliseconds) * 1000, rel=0.2)
+
+
+# ---- mistakes: exit status 2 and one sentence
+
+def refused(main, name, arguments, capsys):
+    assert main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1 and said.err.startswith(f"{name}: ") and len(said.err) < 400
+    assert "Traceback" not in said.err and "Error" not in said.err
+    return said.err
+
+
+TRAINING = {  # arguments, with {names} of files, and what the sentence must say
+    "unknown task": (["sudoku5"], "sudoku4"), "unknown objective": (["--objective", "gpt"], "fmlm+"),
+    "unknown option": (["--fast"], "--fast"), "no number": (["--steps", "x"], "--steps"),
+    "no steps": (["--steps", "0"], "--steps must be more than 0"), "negative minutes": (["--minutes", "-1"], "--minutes"),
+    "endless": (["--minutes", "inf"], "--minutes"), "rate nan": (["--lr", "nan"], "--lr"), "no batch": (["--batch", "0"], "--batch"),
+    "ema 1": (["--ema", "1"], "--ema"), "seed": (["--seed", "-1"], "--seed"), "seed huge": (["--seed", "9" * 30], "--seed"),
+    "no bench": (["--bench", "0"], "--bench"), "huge network": (["--width", "99999"], "--width"),
+    "heads": (["--width", "15", "--heads", "2", "--out", "{folder}/x"], "multiple of heads"),
+    "device": (["--device", "nonsense"], "nonsense"),
+    "resume missing": (["--resume", "{missing}"], "there is no checkpoint"),
+    "resume truncated": (["--resume", "{truncated}"], "is damaged or not"), "resume text": (["--resume", "{text}"], "is damaged or not"),
+    "init missing": (["--init", "{missing}", "--out", "{folder}/x"], "there is no checkpoint"),
+    "init truncated": (["--init", "{truncated}", "--out", "{folder}/x"], "is damaged or not"),
+    "init of another task": (["sudoku6", "--boards", "9", "--init", "{mdm}", "--out", "{folder}/x"], "sudoku4"),
+    "init of another size": (["--init", "{mdm}", "--out", "{folder}/x"], "'width': 16"),
+    "both": (["--init", "{mdm}", "--resume", "{mdm}"], "not allowed with"),
+    "resume another task": (["sudoku9", "--resume", "{mdm}"], "a run with task sudoku4, not sudoku9"),
+    "resume another objective": (["--objective", "flm", "--resume", "{mdm}"], "a run with objective mdm, not flm"),
+    "resume another width": (["--width", "32", "--resume", "{mdm}"], "a run with width 16, not 32"),
+    "resume fewer steps": (["--steps", "1", "--resume", "{mdm}"], "has done 2 steps already"),
+    "resume as many steps": (["--steps", "2", "--resume", "{mdm}"], "has done 2 steps already"),
+    "out in no folder": (["--out", "{missing}/x.pt"], "a folder that exists"), "out is a folder": (["--out", "{folder}"], "cannot write"),
+}
+SAMPLING = {
+    "missing": (["{missing}"], "there is no checkpoint"), "a folder": (["{folder}"], "there is no checkpoint"),
+    "truncated": (["{truncated}"], "is damaged or not"), "text": (["{text}"], "is damaged or not"), "empty": (["{empty}"], "is damaged or not"),
+    "unknown sampler": (["{mdm}", "--sampler", "magic"], "choose from posterior"),
+    "a sampler that does not suit": (["{mdm}", "--sampler", "posterior"], "use confidence or"),
+    "nfe 0": (["{fmlm+}", "--nfe", "0"], "--nfe"), "nfe 0 in blocks": (["{fmlm+}", "--nfe", "0", "--sampler", "block"], "--nfe"),
+    "nfe no number": (["{fmlm+}", "--nfe", "many"], "--nfe"), "nfe above the tokens": (["{fmlm+}", "--nfe", "17"], "17 rounds"),
+    "blocks above the tokens": (["{fmlm+}", "--nfe", "17", "--sampler", "block"], "17"), "mdm above the tokens": (["{mdm}", "--nfe", "17"], "17"),
+    "n 0": (["{fmlm+}", "-n", "0"], "-n"), "seed": (["{fmlm+}", "--seed", "-1"], "--seed"), "device": (["{fmlm+}", "--device", "nonsense"], "nonsense"),
+    "unknown option": (["{fmlm+}", "--fast"], "--fast"), "flm knows no context": (["{flm}", "--puzzle", PUZZLE], "no context"),
+    "puzzle and puzzles": (["{mdm}", "--puzzle", PUZZLE, "--puzzles", "{text}"], "not both"),
+    "trace and json": (["{mdm}", "--trace", "--json"], "not both"), "no file": (["{mdm}", "--puzzles", "{missing}"], "cannot read"),
+    "a folder of puzzles": (["{mdm}", "--puzzles", "{folder}"], "cannot read"), "no text": (["{mdm}", "--puzzles", "{binary}"], "cannot read"),
+    "no puzzle in the file": (["{mdm}", "--puzzles", "{empty}"], "holds no puzzle"),
+    "no good puzzle in the file": (["{mdm}", "--puzzles", "{bad puzzles}"], "line 1"),
+    **{f"puzzle {why}": (["{mdm}", "--puzzle", puzzle], "") for why, puzzle in BAD.items()},
+}
+
+
+@pytest.mark.parametrize("arguments, words", TRAINING.values(), ids=TRAINING)
+def test_train_refuses_in_one_sentence(arguments, words, files, capsys):
+    before = {file.name: file.read_bytes() for file in Path(files["folder"]).iterdir()}
+    assert words in refused(train.main, "train.py", [argument.format_map(files) for argument in arguments], capsys)
+    assert {file.name: file.read_bytes() for file in Path(files["folder"]).iterdir()} == before
+
+
+@pytest.mark.parametrize("arguments, words", SAMPLING.values(), ids=SAMPLING)
+def test_sample_refuses_in_one_sentence(arguments, words, files, capsys):
+    assert words in refused(sample.main, "sample.py", [argument.format_map(files) for argument in arguments], capsys)
+
+
+# ---- from a shell
+
+def shell(*arguments):
+    environment = dict(os.environ, OMP_NUM_THREADS="1")
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_from_a_shell_train_then_sample(tmp_path):
+    path = str(tmp_path / "run.pt")
+    trained = shell("train.py", *TINY, "--steps", "3", "--out", path)
+    assert trained.returncode == 0 and "valid boards, %" in trained.stdout and "Traceback" not in trained.stderr
+    drawn = shell("sample.py", path, "-n", "1", "--nfe", "2", "--trace")
+    assert drawn.returncode == 0 and "1 valid, posterior, 2 network passes" in drawn.stdout and "\033" not in drawn.stdout
+    assert drawn.stderr == ""
+
+
+def test_from_a_shell_a_mistake_is_one_sentence_and_status_2(tmp_path):
+    refused = shell("sample.py", str(tmp_path / "none.pt"))
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == f"sample.py: there is no checkpoint {tmp_path}/none.pt: train one with `python train.py`\n"
