@@ -173,7 +173,8 @@ class Run:
 
 def train(run: Run, out: Path) -> int:
     """Train until the schedule or this sitting's minutes end, or a signal comes; save every minute and at the end.
-    Returns the exit status: 0, or 128 + the signal's number, or 1 after a gradient that is not finite."""
+    Returns the exit status: 0, or 128 + the signal's number, or 1 after a gradient that is not finite.
+    """
     before, started = run.seconds, time.perf_counter()
     saved, ending, signals, parts = started, 0, [], {}
     every = 1 if run.device.type == "cpu" else 50  # to fetch a loss is to wait for the GPU
@@ -342,7 +343,6 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     finally:
         if dist.is_initialized():
-            time.sleep(0.5)  # gloo's threads need Python's lock to let go of a tensor: destroyed while they do, it hangs
             dist.destroy_process_group()
 
 

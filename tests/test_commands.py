@@ -23,7 +23,7 @@ from train import Run, parse, save_checkpoint
 ROOT = Path(train.__file__).parent
 TINY = "--width 16 --depth 1 --heads 1 --batch 8 --no-compile --device cpu".split()
 FOUR = sudoku.SHAPES["sudoku4"]
-PUZZLE, SOLUTION = "1..43.1...43....", "1234341221434321"  # one solution
+PUZZLE, SOLUTION = "1...2.4........2", "1423234132144132"  # one solution: follow the rows and columns by hand
 SEVERAL, NONE = "1...............", "123....4........"
 BAD = {"too short": "1234", "of another size": "." * 81, "digit out of range": "5" + "." * 15, "a letter": "x" + "." * 15,
        "clashing clues": "11" + "." * 14}
