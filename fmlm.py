@@ -203,12 +203,12 @@ class TimeEmbedding(nn.Module):
         return self.mlp(torch.cat([angle.cos(), angle.sin()], -1))
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v, (B, heads, L, d) each. A GPU has a fused kernel; on a CPU the backward pass of the
-    fused one takes three times as long as the two products written out."""
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d) + bias) v; q, k, v: (B, heads, L, d), bias: (heads, L, L). A GPU has a fused kernel; on a
+    CPU the backward pass of the fused one takes three times as long as the two products written out."""
     if q.is_cuda:
-        return F.scaled_dot_product_attention(q, k, v)
-    return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1) @ v
+        return F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype).expand(len(q), -1, -1, -1))
+    return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + bias.to(q.dtype)).softmax(-1) @ v
 
 
 def normalize(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -220,9 +220,11 @@ class Block(nn.Module):
     """Attention over the tokens, then an MLP on each; both shifted, scaled and gated by the times (adaLN-zero of DiT,
     arXiv 2212.09748: at the start every gate is 0 and the block is the identity)."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, relations: int) -> None:
         super().__init__()
         self.heads = heads
+        # head 0 begins by looking at tokens that share the first coordinate, head 1 the second ..., one at all of them
+        self.relation = nn.Parameter(3 * F.one_hot(torch.arange(heads) % (relations + 1), relations + 1)[:, :-1].float())
         self.modulation = nn.Linear(width, 6 * width)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width)
@@ -230,10 +232,10 @@ class Block(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, h: Tensor, times: Tensor) -> Tensor:
+    def forward(self, h: Tensor, times: Tensor, related: Tensor) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(times).chunk(6, -1)
         q, k, v = rearrange(self.qkv(normalize(h, shift1, scale1)), "b l (n h d) -> n b h l d", n=3, h=self.heads)
-        h = h + gate1 * self.out(rearrange(attention(q, k, v), "b h l d -> b l (h d)"))
+        h = h + gate1 * self.out(rearrange(attention(q, k, v, torch.einsum("hk,klm->hlm", self.relation, related)), "b h l d -> b l (h d)"))
         return h + gate2 * self.down(F.relu(self.up(normalize(h, shift2, scale2))).square())
 
 
@@ -254,11 +256,12 @@ class Denoiser(nn.Module):
             raise ValueError("coords must be (L, K) integers >= 0, one column for each kind of position")
         self.vocab_size = vocab_size
         self.register_buffer("coords", coords)
+        self.register_buffer("related", (coords[:, None] == coords).permute(2, 0, 1).float(), persistent=False)
         self.embed = nn.Linear(vocab_size, width)
         self.positions = nn.ModuleList(nn.Embedding(int(column.max()) + 1, width) for column in coords.T)
         self.time_s, self.time_t = TimeEmbedding(width), TimeEmbedding(width)
         self.evidence = nn.Linear(width, width)
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(width, heads, coords.shape[1]) for _ in range(depth))
         self.modulation = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, vocab_size)
         for table in self.positions:
@@ -276,7 +279,7 @@ class Denoiser(nn.Module):
         h = self.embed(x) * (1 + self.evidence(times))
         h = h + sum(table(column) for table, column in zip(self.positions, self.coords.T))
         for block in self.blocks:
-            h = block(h, times)
+            h = block(h, times, self.related)
         shift, scale = self.modulation(times).chunk(2, -1)
         logits = self.head(normalize(h, shift, scale)).float()
         return F.log_softmax(30 * torch.tanh(logits / 30), -1)  # soft-capped, as published
