@@ -225,15 +225,13 @@ class Block(nn.Module):
         self.heads = heads
         # head 0 begins by looking at tokens that share the first coordinate, head 1 the second ..., one at all of them
         self.relation = nn.Parameter(3 * F.one_hot(torch.arange(heads) % (relations + 1), relations + 1)[:, :-1].float())
-        self.modulation = nn.Linear(width, 6 * width)
+        self.modulation = nn.Parameter(torch.zeros(6, width))
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-        nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, h: Tensor, times: Tensor, related: Tensor) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(times).chunk(6, -1)
+    def forward(self, h: Tensor, times: list, related: Tensor) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = (a + b.to(a.dtype) for a, b in zip(times, self.modulation))
         q, k, v = rearrange(self.qkv(normalize(h, shift1, scale1)), "b l (n h d) -> n b h l d", n=3, h=self.heads)
         h = h + gate1 * self.out(rearrange(attention(q, k, v, torch.einsum("hk,klm->hlm", self.relation, related)), "b h l d -> b l (h d)"))
         return h + gate2 * self.down(F.relu(self.up(normalize(h, shift2, scale2))).square())
@@ -263,10 +261,11 @@ class Denoiser(nn.Module):
         self.evidence = nn.Linear(width, width)
         self.blocks = nn.ModuleList(Block(width, heads, coords.shape[1]) for _ in range(depth))
         self.modulation = nn.Linear(width, 2 * width)
+        self.shared = nn.Linear(width, 6 * width)
         self.head = nn.Linear(width, vocab_size)
         for table in self.positions:
             nn.init.normal_(table.weight, std=0.5)
-        for zero in (self.time_t.mlp[-1], self.evidence, self.modulation, self.head):
+        for zero in (self.time_t.mlp[-1], self.evidence, self.shared, self.modulation, self.head):
             nn.init.zeros_(zero.weight)
             nn.init.zeros_(zero.bias)
 
@@ -278,8 +277,9 @@ class Denoiser(nn.Module):
         # The exact posterior weighs what x says by s / (1-s)^2 (toy/exact.py): let the times scale the input, not only h.
         h = self.embed(x) * (1 + self.evidence(times))
         h = h + sum(table(column) for table, column in zip(self.positions, self.coords.T))
+        shared = self.shared(times).chunk(6, -1)
         for block in self.blocks:
-            h = block(h, times, self.related)
+            h = block(h, shared, self.related)
         shift, scale = self.modulation(times).chunk(2, -1)
         logits = self.head(normalize(h, shift, scale)).float()
         return F.log_softmax(30 * torch.tanh(logits / 30), -1)  # soft-capped, as published
