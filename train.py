@@ -35,7 +35,8 @@ from sudoku import boards as sudoku, evaluate
 TASKS = {
     "sudoku4": dict(minutes=2.3, width=64, depth=5, heads=4, lr=2e-3, warmup=100, ema=0.999, boards=288, compile=False),
     "sudoku6": dict(minutes=9.5, width=96, depth=6, heads=4, lr=2e-3, warmup=200, ema=0.999, boards=20_000, compile=True),
-    "sudoku9": dict(minutes=100., width=128, depth=6, heads=4, lr=1.5e-3, warmup=200, ema=.9995, boards=20000, compile=True),
+    "sudoku9": dict(minutes=100., width=128, depth=8, heads=4, lr=2e-3, warmup=100, ema=0.999, boards=50_000, compile=True,
+                    batch=128),
 }
 ALL_TASKS = dict(objective="fmlm+", batch=256, seed=0, bf16=True)
 RECIPE = dict(task=str, objective=str, steps=int, minutes=float, width=int, depth=int, heads=int, batch=int, lr=float,
