@@ -5,7 +5,7 @@
 
 The loop (`refine`): draft all unknown tokens, commit some, forget the rest, repeat. A sampler is a choice of
   - path:    the times a draft goes through, [0, 1] for one jump of the flow map, [0, 0] for the a-priori posterior;
-  - noise:   1 for a flow, 0 for masked diffusion (a [MASK] is the zero vector at time 0);
+  - noise:   1 for a flow, 0 for masked diffusion (a [MASK] is the zero vector at time 0); fresh in every round, or kept;
   - draw:    how tokens are read off the draft, "argmax" or "sample";
   - commit:  which tokens of the draft are kept.
 """
@@ -61,7 +61,7 @@ def most_confident(confidence: Tensor, unknown: Tensor, rounds_left: int) -> Ten
 
 @torch.no_grad()
 def refine(model: Model, tokens: Tensor, known: Tensor, rounds: int, path: list[float], commit: Commit, noise: float = 1,
-           draw: str = "argmax", generator: Generator | None = None, trace: list | None = None) -> Tensor:
+           fresh: bool = True, draw: str = "argmax", generator: Generator | None = None, trace: list | None = None) -> Tensor:
     """Draft, commit, forget, at most `rounds` times; the last round commits everything. NFE = rounds * (len(path) - 1).
 
     tokens: (B, L) int64; known: (B, L) bool, tokens that are given and come back bit for bit; what the other entries of
@@ -81,13 +81,15 @@ def refine(model: Model, tokens: Tensor, known: Tensor, rounds: int, path: list[
     if draw not in ("argmax", "sample"):
         raise ValueError(f'draw must be "argmax" or "sample", not {draw!r}')
     rand = lambda: torch.rand(tokens.shape, generator=generator, device=tokens.device)
+    x0 = None
     for rounds_left in range(rounds, 0, -1):
         if known.all():
             break
         unknown = ~known
         x1 = F.one_hot(tokens.where(known, 0), model.vocab_size).float()
-        x = torch.randn(x1.shape, generator=generator, device=x1.device) * noise
-        x = torch.where(known[..., None], x1, x)
+        if fresh or x0 is None:
+            x0 = torch.randn(x1.shape, generator=generator, device=x1.device) * noise
+        x = torch.where(known[..., None], x1, x0)
         for i, (s, t) in enumerate(zip(path, path[1:])):
             s, t = (token_times(torch.full_like(x[:, 0, 0], time), known) for time in (s, t))
             delta = model(x, s, t).exp()
@@ -149,11 +151,12 @@ def block_diffusion(model: Model, tokens: Tensor, known: Tensor, block_length: i
 
 
 def posterior_refinement(model: Model, tokens: Tensor, known: Tensor, rounds: int, threshold: float = 0.999,
-                         flow_steps: int = 1, generator: Generator | None = None, trace: list | None = None) -> Tensor:
+                         flow_steps: int = 1, fresh: bool = True, generator: Generator | None = None,
+                         trace: list | None = None) -> Tensor:
     """Posterior Refinement (2606.24773): draft the whole sequence with delta_{0,1}, commit what is sure *given the
     draft* (p_max >= threshold) and at least the uniform budget, give the rest fresh noise, repeat.
 
-    NFE = rounds * flow_steps, less where all tokens are committed before.
+    NFE = rounds * flow_steps, less where all tokens are committed before. `fresh` = False keeps the first noise.
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must lie in [0, 1], got {threshold}")
@@ -162,7 +165,7 @@ def posterior_refinement(model: Model, tokens: Tensor, known: Tensor, rounds: in
         return (confidence >= threshold) | most_confident(confidence, unknown, rounds_left)
 
     return refine(model, tokens, known, rounds_at_most_tokens(rounds, tokens), steps_from_0_to_1(flow_steps), commit,
-                  generator=generator, trace=trace)
+                  fresh=fresh, generator=generator, trace=trace)
 
 
 def a_priori_confidence(model: Model, tokens: Tensor, known: Tensor, rounds: int, draw: str = "argmax",
