@@ -1,11 +1,12 @@
-"""FMLM+: flow map language models with per-token noise, from scratch (arXiv 2606.24773; FLM / FMLM: 2602.16813).
+"""FMLM+: flow map language models with per-token noise, from scratch (arXiv 2606.24773; FLM / FMLM: 2602.16813;
+masked language flow models: 2606.27617).
 
 The whole method, in the order of the paper and with its symbols:
 
     1. interpolant and flow map      x_t, v_t, X_{s,t}, the semigroup target
     2. time                          the law of (s, t), of the context, and tau(t)
     3. denoiser                      the network of log delta_{s,t}(x)
-    4. losses                        MDM, FLM, FMLM+ : one cross-entropy, three choices of input and target
+    4. losses                        MDM, MLFM, FLM, FMLM, FMLM+ : one cross-entropy, of some input against some target
     5. EMA
 
 Shapes: B sequences of L tokens over V words. Sequences are one-hot vectors or points between them, (B, L, V).
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -100,6 +101,31 @@ def semigroup_target(delta_su: Tensor, delta_ut: Tensor, s: Tensor, u: Tensor, t
     return lam * delta_su + (1 - lam) * delta_ut
 
 
+def bridge(x1: Tensor, noise: Tensor, t: Tensor, sigma: float = 1.0) -> Tensor:
+    """The interpolant of masked language flow models, a Brownian bridge from [MASK] to data (arXiv 2606.27617):
+
+        x_t = (1-t) m + t x1 + sigma sqrt(t (1-t)) noise,   m = 0 the [MASK]
+
+    It starts where a masked diffusion model stands, at x = 0, and ends at x1 bit for bit. x1, noise: (B, L, V);
+    t: (B, L). Raises ValueError for sigma <= 0 or times that are not in [0, 1].
+    """
+    check_times(x1, t)
+    if not sigma > 0:
+        raise ValueError(f"the bridge needs noise: sigma must be more than 0, got {sigma}")
+    t = t[..., None]
+    return t * x1 + sigma * (t * (1 - t)).sqrt() * noise
+
+
+def bridge_step(x: Tensor, clean: Tensor, s: Tensor, t: Tensor, noise: Tensor, sigma: float = 1.0) -> Tensor:
+    """From x_s to x_t on the bridge that ends at the predicted clean point: one step of MLFM's SDE (2606.27617),
+
+        x_t = x_s + (t-s)/(1-s) (clean - x_s) + sigma sqrt((t-s)(1-t)/(1-s)) noise
+
+    x, clean, noise: (B, L, V); s <= t: (B, L). With sigma = 0 it is `flow_map`. A token at s = 1 stays, bit for bit.
+    """
+    return flow_map(x, clean, s, t) + sigma * _ratio((t - s) * (1 - t), 1 - s, 0.0).sqrt()[..., None] * noise
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # 2. Time: which context, which (s, t)
 # ---------------------------------------------------------------------------------------------------------------------
@@ -117,22 +143,26 @@ def stratified_uniform(n: int, generator: Generator | None = None, device: str |
 
 
 def sample_context(prompt: Tensor, generator: Generator | None = None, rank: int = 0, world: int = 1,
-                   ) -> tuple[Tensor, Tensor]:
+                   cosine: bool = False) -> tuple[Tensor, Tensor]:
     """Which tokens are clean context: f ~ U(0, 1) a sequence, each token with probability f, prompt tokens always.
 
     prompt: (B, L) bool. Returns context (B, L) bool and the masking rate 1 - f, (B,), that `mdm_loss` weighs by.
+    `cosine`: the rate is cos(pi U / 2) instead, MaskGIT's law (arXiv 2202.04200), that masks more; for MLFM.
     """
     rate = stratified_uniform(len(prompt), generator, prompt.device, rank, world)
+    rate = (math.pi / 2 * rate).cos() if cosine else rate
     hidden = torch.rand(prompt.shape, generator=generator, device=prompt.device) < rate[:, None]
     return prompt | ~hidden, rate
 
 
 def sample_times(n: int, diagonal: int, boundary: float = 1 / 32, generator: Generator | None = None,
-                 device: str | torch.device = "cpu", rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
+                 device: str | torch.device = "cpu", rank: int = 0, world: int = 1, distilled: int = 0,
+                 ) -> tuple[Tensor, Tensor]:
     """The "uniform_diff" law of 2606.24773: d ~ U(0, 1), s ~ U(0, 1-d), t = s + d. Returns s, t: (n,).
 
-    The first `diagonal` rows have s = t = d instead; of the others a share `boundary` is pinned at (0, 1), the one
-    pair at which one-step generation and Posterior Refinement ask the network.
+    The first `diagonal` rows have s = t = d instead, the first `distilled` of them s = t = 0, where an MDM can teach; of
+    the other rows a share `boundary` is pinned at (0, 1), the one pair at which one-step generation and Posterior
+    Refinement ask the network.
     """
     draw = lambda count: stratified_uniform(count, generator, device, rank, world)
     d = draw(n)
@@ -142,7 +172,18 @@ def sample_times(n: int, diagonal: int, boundary: float = 1 / 32, generator: Gen
     pinned = torch.cat([torch.ones(diagonal, device=device), draw(n - diagonal)]) < boundary
     s = torch.where(on_diagonal, d, torch.where(pinned, 0.0, s))
     t = torch.where(on_diagonal, d, torch.where(pinned, 1.0, t))
-    return s, t
+    free = torch.arange(n, device=device) >= distilled
+    return s * free, t * free
+
+
+def sample_bridge_times(n: int, generator: Generator | None = None, device: str | torch.device = "cpu",
+                        rank: int = 0, world: int = 1) -> Tensor:
+    """Times of MLFM training, (n,): logit(t) ~ U(-5, 5), so that log noise-to-signal, log(sigma^2 (1-t)/t), is uniform.
+
+    The posterior sees x_t as evidence of strength t / (sigma^2 (1-t)) (toy/exact.py), so this law gives every order of
+    magnitude of evidence its share, whatever sigma is: from 0.7% signal, nearly a [MASK], to 99.3%.
+    """
+    return torch.sigmoid(10 * stratified_uniform(n, generator, device, rank, world) - 5)
 
 
 def decoding_time(t: Tensor, vocab_size: int) -> Tensor:
@@ -176,7 +217,7 @@ def inverse_decoding_time(tau: Tensor, vocab_size: int) -> Tensor:
 
     Uniform tau are the times at which a large vocabulary is decided; uniform t would waste most steps (2602.16813).
     """
-    if not ((tau >= 0) & (tau <= 1)).all():
+    if tau.device.type == "cpu" and not ((tau >= 0) & (tau <= 1)).all():
         raise ValueError("decoding times tau must lie in [0, 1]")
     t, table = (column.to(tau.device) for column in _decoding_table(vocab_size))
     right = torch.searchsorted(table, tau.double().contiguous(), right=True).clamp(1, len(t) - 1)
@@ -218,22 +259,27 @@ def normalize(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 class Block(nn.Module):
     """Attention over the tokens, then an MLP on each; both shifted, scaled and gated by the times (adaLN-zero of DiT,
-    arXiv 2212.09748: at the start every gate is 0 and the block is the identity)."""
+    arXiv 2212.09748: at the start every gate is 0 and the block is the identity). The six vectors come from one layer
+    for all blocks, plus an offset of each block's own (PixArt, arXiv 2310.00426): a third fewer products, as good.
+
+    Two tokens attend to each other more or less by the coordinates that they share: a bias a head and coordinate. Head 0
+    begins with a preference for the first coordinate, head 1 for the second ..., every (K+1)th head for none.
+    """
 
     def __init__(self, width: int, heads: int, relations: int) -> None:
         super().__init__()
         self.heads = heads
-        # head 0 begins by looking at tokens that share the first coordinate, head 1 the second ..., one at all of them
-        self.relation = nn.Parameter(3 * F.one_hot(torch.arange(heads) % (relations + 1), relations + 1)[:, :-1].float())
+        self.relation = nn.Parameter(3 * torch.eye(relations + 1)[torch.arange(heads) % (relations + 1), :-1])
         self.modulation = nn.Parameter(torch.zeros(6, width))
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
-    def forward(self, h: Tensor, times: list, related: Tensor) -> Tensor:
+    def forward(self, h: Tensor, times: Sequence[Tensor], related: Tensor) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = (a + b.to(a.dtype) for a, b in zip(times, self.modulation))
         q, k, v = rearrange(self.qkv(normalize(h, shift1, scale1)), "b l (n h d) -> n b h l d", n=3, h=self.heads)
-        h = h + gate1 * self.out(rearrange(attention(q, k, v, torch.einsum("hk,klm->hlm", self.relation, related)), "b h l d -> b l (h d)"))
+        bias = torch.einsum("hk,klm->hlm", self.relation, related)
+        h = h + gate1 * self.out(rearrange(attention(q, k, v, bias), "b h l d -> b l (h d)"))
         return h + gate2 * self.down(F.relu(self.up(normalize(h, shift2, scale2))).square())
 
 
@@ -260,8 +306,8 @@ class Denoiser(nn.Module):
         self.time_s, self.time_t = TimeEmbedding(width), TimeEmbedding(width)
         self.evidence = nn.Linear(width, width)
         self.blocks = nn.ModuleList(Block(width, heads, coords.shape[1]) for _ in range(depth))
-        self.modulation = nn.Linear(width, 2 * width)
         self.shared = nn.Linear(width, 6 * width)
+        self.modulation = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, vocab_size)
         for table in self.positions:
             nn.init.normal_(table.weight, std=0.5)
@@ -323,6 +369,16 @@ def mdm_loss(model: Model, x1: Tensor, context: Tensor, rate: Tensor | None = No
     return ((entropies * ~context).sum(-1) / rate).mean()
 
 
+def mlfm_loss(model: Model, x1: Tensor, context: Tensor, t: Tensor, noise: Tensor, sigma: float = 1.0) -> Tensor:
+    """Masked language flow model (2606.27617): predict the corrupted tokens from the bridge between [MASK] and data.
+
+    x1, noise: (B, L, V); context: (B, L) bool, clean; t: (B,), the time of the others. At t = 0 it is `mdm_loss`, so an
+    MDM needs only be trained on. Raises ValueError for sigma <= 0.
+    """
+    t = token_times(t, context)
+    return token_mean(cross_entropy(model(bridge(x1, noise, t, sigma), t, t), x1), ~context)
+
+
 def flm_loss(model: Model, x1: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     """Flow language model (2602.16813): cross-entropy of D_t(x_t) against x1, all tokens at one time t (B,).
 
@@ -340,20 +396,45 @@ def semigroup(model: Model, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
     return semigroup_target(delta_su, delta_ut, s, u, t)
 
 
+def lagrangian(model: Model, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
+    """The other off-diagonal target (2602.16813): the jump must go on, at its end, as the flow does there,
+
+        delta_{s,t}(x) = D_t(X_{s,t}(x)) - (t-s)(1-t)/(1-s) d/dt delta_{s,t}(x)
+
+    with d/dt by forward-mode differentiation: one pass for value and slope, one for D_t. Right for an exact map, the
+    slope of a learned one can leave the simplex, so the target is put back: negative entries to 0, the sum to 1. At
+    t = 1 it says nothing, for D_1(x) = x.
+    """
+    generated = (s < 1).to(t.dtype)  # the times of context do not move
+    delta, slope = torch.func.jvp(lambda time: model(x, s, time).exp(), (t,), (generated,))
+    denoised = model(flow_map(x, delta, s, t), t, t).exp()
+    target = (denoised - _ratio((t - s) * (1 - t), 1 - s, 0.0)[..., None] * slope).clamp(min=0)
+    return target / target.sum(-1, keepdim=True)
+
+
+def masked(mdm: Model) -> Model:
+    """An MDM as a teacher at s = t = 0: where a flow map sees noise, at time 0, it sees [MASK], the zero vector."""
+    return lambda x, s, t: mdm(x * s[..., None], s, t)
+
+
 def flow_map_loss(model: Model, x1: Tensor, context: Tensor, s: Tensor, t: Tensor, noise: Tensor, diagonal: int,
-                  parts: dict | None = None) -> Tensor:
+                  parts: dict | None = None, teacher: Model | None = None, taught: int = 0,
+                  off_diagonal: Callable[[Model, Tensor, Tensor, Tensor], Tensor] = semigroup) -> Tensor:
     """FMLM+ (2606.24773); without context it is FMLM, with diagonal = B an FLM, at s = t = 0 masked diffusion.
 
-    The first `diagonal` sequences have s = t and learn the denoiser, from x1; the others learn the flow map, from
-    the network's own two shorter jumps, held fixed. x1, noise: (B, L, V); context: (B, L) bool; s, t: (B,).
+    The first `diagonal` sequences have s = t and learn the denoiser: from x1, or the first `taught` of them from the
+    D_s(x_s) of a frozen teacher. The others learn the flow map from the network itself, held fixed: by `semigroup`, from
+    its own two shorter jumps, or by `lagrangian`. x1, noise: (B, L, V); context: (B, L) bool; s, t: (B,).
     Loss = sum over generated tokens / number of generated tokens. `parts` receives the means of the two halves.
     """
     s, t = token_times(s, context), token_times(t, context)
     x_s = interpolate(x1, noise, s)
     target = x1
-    if diagonal < len(x1):
-        with torch.no_grad():
-            target = torch.cat([x1[:diagonal], semigroup(model, x_s[diagonal:], s[diagonal:], t[diagonal:])])
+    with torch.no_grad():
+        if taught:
+            target = torch.cat([teacher(x_s[:taught], s[:taught], s[:taught]).exp(), x1[taught:]])
+        if diagonal < len(x1):
+            target = torch.cat([target[:diagonal], off_diagonal(model, x_s[diagonal:], s[diagonal:], t[diagonal:])])
     entropies = cross_entropy(model(x_s, s, t), target)
     if parts is not None:
         parts["diagonal"] = token_mean(entropies[:diagonal], ~context[:diagonal]).detach()

@@ -1,4 +1,4 @@
-"""Every sampler of FMLM+ and of masked diffusion, as cases of one loop; and the command line that draws and solves.
+"""Every sampler of FMLM+, masked diffusion and MLFM, as cases of one loop; and the command line that draws and solves.
 
     python sample.py                        draw four boards from the newest checkpoint, or from the shipped weights
     python sample.py --puzzle 53..7....     solve a puzzle; --trace shows the refinement round after round
@@ -6,7 +6,8 @@
 The loop (`refine`): draft all unknown tokens, commit some, forget the rest, repeat. A sampler is a choice of
   - path:    the times a draft goes through, [0, 1] for one jump of the flow map, [0, 0] for the a-priori posterior;
   - noise:   1 for a flow, 0 for masked diffusion (a [MASK] is the zero vector at time 0); fresh in every round, or kept;
-  - draw:    how tokens are read off the draft, "argmax" or "sample";
+  - move:    what carries a draft from one time to the next: `flow_map`, or `bridge_step` for MLFM;
+  - draw:    how tokens are read off the draft, "argmax" or "sample"; `judge`, how sure they are: "max" or "drawn";
   - commit:  which tokens of the draft are kept.
 """
 
@@ -29,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from fmlm import Denoiser, Model, flow_map, token_times
+from fmlm import Denoiser, Model, bridge_step, flow_map, inverse_decoding_time, token_times
 from sudoku import boards as sudoku
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
@@ -52,16 +53,17 @@ class Pass(NamedTuple):
 Commit = Callable[[Tensor, Tensor, int], Tensor]  # (confidence (B, L), unknown (B, L), rounds left) -> (B, L) bool
 
 
-def most_confident(confidence: Tensor, unknown: Tensor, rounds_left: int) -> Tensor:
+def most_confident(confidence: Tensor, unknown: Tensor, rounds_left: int, budget: int | None = None) -> Tensor:
     """The uniform budget: the ceil(unknown / rounds left) unknown tokens of highest confidence, (B, L) bool."""
-    budget = -(-unknown.sum(1, keepdim=True) // rounds_left)
+    budget = budget or -(-unknown.sum(1, keepdim=True) // rounds_left)
     rank = torch.where(unknown, confidence, -1.0).argsort(1, descending=True).argsort(1)
     return rank < budget
 
 
 @torch.no_grad()
 def refine(model: Model, tokens: Tensor, known: Tensor, rounds: int, path: list[float], commit: Commit, noise: float = 1,
-           fresh: bool = True, draw: str = "argmax", generator: Generator | None = None, trace: list | None = None) -> Tensor:
+           fresh: bool = True, move: Callable = flow_map, draw: str = "argmax", judge: str = "max",
+           generator: Generator | None = None, trace: list | None = None) -> Tensor:
     """Draft, commit, forget, at most `rounds` times; the last round commits everything. NFE = rounds * (len(path) - 1).
 
     tokens: (B, L) int64; known: (B, L) bool, tokens that are given and come back bit for bit; what the other entries of
@@ -78,8 +80,8 @@ def refine(model: Model, tokens: Tensor, known: Tensor, rounds: int, path: list[
         raise ValueError(f"known tokens must lie in 0 ... {model.vocab_size - 1}")
     if rounds < 1 or len(path) < 2:
         raise ValueError("a sampler needs at least one network pass: NFE must be 1 or more")
-    if draw not in ("argmax", "sample"):
-        raise ValueError(f'draw must be "argmax" or "sample", not {draw!r}')
+    if draw not in ("argmax", "sample") or judge not in ("max", "drawn"):
+        raise ValueError(f'draw must be "argmax" or "sample", not {draw!r}, and judge "max" or "drawn", not {judge!r}')
     rand = lambda: torch.rand(tokens.shape, generator=generator, device=tokens.device)
     x0 = None
     for rounds_left in range(rounds, 0, -1):
@@ -93,10 +95,12 @@ def refine(model: Model, tokens: Tensor, known: Tensor, rounds: int, path: list[
         for i, (s, t) in enumerate(zip(path, path[1:])):
             s, t = (token_times(torch.full_like(x[:, 0, 0], time), known) for time in (s, t))
             delta = model(x, s, t).exp()
-            x = flow_map(x, delta, s, t)
+            x = move(x, delta, s, t)
             confidence, draft = delta.max(-1)
             if draw == "sample":  # inverse of the cumulative distribution
                 draft = (delta.cumsum(-1) <= rand()[..., None]).sum(-1).clamp(max=model.vocab_size - 1)
+            if judge == "drawn":
+                confidence = delta.gather(-1, draft[..., None])[..., 0]
             committed = torch.zeros_like(known)
             if i == len(path) - 2:
                 committed = unknown & (commit(confidence, unknown, rounds_left) if rounds_left > 1 else unknown)
@@ -124,13 +128,17 @@ def rounds_at_most_tokens(rounds: int, tokens: Tensor) -> int:
     return rounds
 
 
-def flow_map_sampler(model: Model, tokens: Tensor, known: Tensor, steps: int,
+def flow_map_sampler(model: Model, tokens: Tensor, known: Tensor, steps: int, tau: bool = False,
                      generator: Generator | None = None, trace: list | None = None) -> Tensor:
     """Noise to data in `steps` jumps z <- X_{s,t}(z); the last returns delta_{s,1}, argmax decodes (2602.16813).
 
     One round of the loop. For an FLM, whose network ignores t, delta_{s,t} = D_s and each jump is an Euler step.
+    `tau`: steps that are uniform in the decoding time tau(t), not in t.
     """
-    return refine(model, tokens, known, 1, steps_from_0_to_1(steps), most_confident, generator=generator, trace=trace)
+    path = steps_from_0_to_1(steps)
+    if tau:
+        path = inverse_decoding_time(torch.tensor(path, dtype=torch.float64), model.vocab_size).tolist()
+    return refine(model, tokens, known, 1, path, most_confident, generator=generator, trace=trace)
 
 
 def block_diffusion(model: Model, tokens: Tensor, known: Tensor, block_length: int, steps: int,
@@ -192,6 +200,28 @@ def ancestral(model: Model, tokens: Tensor, known: Tensor, steps: int,
     return refine(model, tokens, known, steps, [0, 0], commit, noise=0, draw="sample", generator=generator, trace=trace)
 
 
+def token_promotion(model: Model, tokens: Tensor, known: Tensor, rounds: int, threshold: float = 0.8, steps: int = 4,
+                    sigma: float = 1.0, generator: Generator | None = None, trace: list | None = None) -> Tensor:
+    """MLFM (2606.27617): from [MASK] over the bridge to a draft in `steps` passes of the SDE, draw every token, keep
+    those whose probability is >= threshold and at least the surest one, return the rest to [MASK], repeat.
+
+    NFE = rounds * steps, less where all tokens are kept before; the last round keeps all. sigma: that of the training.
+    Raises ValueError for a threshold outside [0, 1] or sigma <= 0.
+    """
+    if not 0 <= threshold <= 1 or not sigma > 0:
+        raise ValueError(f"threshold must lie in [0, 1] and sigma be more than 0, got {threshold} and {sigma}")
+
+    def move(x: Tensor, delta: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        noise = torch.randn(x.shape, generator=generator, device=x.device)
+        return bridge_step(x, delta, s, t, noise, sigma)
+
+    def commit(confidence: Tensor, unknown: Tensor, rounds_left: int) -> Tensor:
+        return (confidence >= threshold) | most_confident(confidence, unknown, rounds_left, budget=1)
+
+    return refine(model, tokens, known, rounds_at_most_tokens(rounds, tokens), steps_from_0_to_1(steps), commit, noise=0,
+                  move=move, draw="sample", judge="drawn", generator=generator, trace=trace)
+
+
 class Sampler(NamedTuple):
     """A sampler of the command lines: what to call with (model, tokens, known, nfe), and the objectives it suits."""
 
@@ -203,12 +233,15 @@ SAMPLERS = {  # the first that suits an objective is its default
     "posterior": Sampler(posterior_refinement, ("fmlm+",)),
     "a-priori": Sampler(a_priori_confidence, ("fmlm+",)),
     "a-priori-sampled": Sampler(lambda *a, **k: a_priori_confidence(*a, draw="sample", **k), ("fmlm+",)),
-    "flow-map": Sampler(flow_map_sampler, ("flm", "fmlm+")),
+    "flow-map-tau": Sampler(lambda *a, **k: flow_map_sampler(*a, tau=True, **k), ("flm", "fmlm")),
+    "flow-map": Sampler(flow_map_sampler, ("flm", "fmlm", "fmlm+")),
     "block": Sampler(lambda model, tokens, known, nfe, **k: block_diffusion(
         model, tokens, known, -(-tokens.shape[-1] // rounds_at_most_tokens(nfe, tokens)), 1, **k), ("fmlm+",)),
     "confidence": Sampler(confidence, ("mdm",)),
     "confidence-sampled": Sampler(lambda *a, **k: confidence(*a, draw="sample", **k), ("mdm",)),
     "ancestral": Sampler(ancestral, ("mdm",)),
+    "promotion": Sampler(lambda model, tokens, known, nfe, **k: token_promotion(
+        model, tokens, known, max(1, nfe // 4), steps=min(nfe, 4), **k), ("mlfm",)),
 }
 
 
@@ -227,8 +260,9 @@ def choose_sampler(objective: str, name: str | None = None) -> tuple[str, Sample
 # 3. Checkpoints
 # ---------------------------------------------------------------------------------------------------------------------
 
-FORMAT = 1
-OBJECTIVES = ("fmlm+", "flm", "mdm")
+FORMAT = 2
+OBJECTIVES = ("fmlm+", "fmlm", "flm", "mdm", "mlfm")
+WITHOUT_CONTEXT = ("fmlm", "flm")  # trained with all tokens at one time: they cannot complete a puzzle
 LARGEST = dict(vocab_size=4096, width=4096, depth=128, heads=4096)  # no network of more is made or believed
 
 
@@ -365,8 +399,8 @@ def main(arguments: list[str] | None = None) -> int:
             bench(model, sampler, shape.cells, options.device)
             return 0
         solving = options.puzzle is not None or options.puzzles is not None
-        if solving and info["objective"] == "flm":
-            raise ValueError("a model trained as flm knows no context, so it cannot solve puzzles: use fmlm+ or mdm")
+        if solving and info["objective"] in WITHOUT_CONTEXT:
+            raise ValueError(f"a model trained as {info['objective']} knows no context, so it cannot solve puzzles: use fmlm+")
         if options.puzzles is not None:
             puzzles, errors = sudoku.read_puzzles(shape, options.puzzles)
         else:

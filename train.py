@@ -1,7 +1,10 @@
-"""One training loop for every objective and task: FMLM+, FLM and MDM on Sudoku boards of 4x4, 6x6 and 9x9.
+"""One training loop for every objective and task: FMLM+, FMLM, FLM, MDM and MLFM on Sudoku of 4x4, 6x6 and 9x9.
 
     python train.py                                4x4, FMLM+, three minutes on two CPU cores, then its table
-    python train.py sudoku6 --objective mdm
+    python train.py sudoku6 --objective mdm        a masked diffusion model; every other road starts from, or learns from, one:
+    python train.py sudoku6 --init checkpoints/sudoku6-mdm.pt                 FMLM+ from its weights; mlfm likewise
+    python train.py sudoku6 --teacher checkpoints/sudoku6-mdm.pt              FMLM+ with a quarter of the batch taught by it
+    python train.py sudoku6 --objective fmlm --teacher checkpoints/sudoku6-flm.pt      the flow map of an FLM
     python train.py sudoku9 --steps 20000 --minutes 100, then --resume checkpoints/sudoku9-fmlm+.pt
     torchrun --nproc_per_node=8 train.py sudoku9   one process a GPU
 """
@@ -28,7 +31,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import fmlm
-from sample import CHECKPOINTS, FORMAT, LARGEST, OBJECTIVES, Parser, alike, build, device, read_checkpoint
+from sample import (CHECKPOINTS, FORMAT, LARGEST, OBJECTIVES, WITHOUT_CONTEXT, Parser, alike, build, device, load_checkpoint,
+                    read_checkpoint)
 from sudoku import boards as sudoku, evaluate
 
 # Settings of each task, chosen for two CPU cores. Rates warm up, stay, and fall linearly over the second half to 2%.
@@ -40,29 +44,41 @@ TASKS = {
 }
 ALL_TASKS = dict(objective="fmlm+", batch=256, seed=0, bf16=True)
 RECIPE = dict(task=str, objective=str, steps=int, minutes=float, width=int, depth=int, heads=int, batch=int, lr=float,
-              warmup=int, ema=float, boards=int, seed=int, bf16=bool, compile=bool)  # what makes a run: saved with it
+              warmup=int, ema=float, boards=int, seed=int, bf16=bool, compile=bool, tau=bool, lagrangian=bool, teacher=str,
+              distill=float)  # what makes a run: saved with it
+STARTS = {"fmlm+": ("mdm", "fmlm+"), "fmlm": ("flm", "fmlm"), "flm": ("flm",), "mdm": ("mdm",), "mlfm": ("mdm", "mlfm")}
+TEACHERS = {"fmlm+": ("mdm", "fmlm+"), "fmlm": ("flm",)}  # what an objective can start from, and learn from
 DIAGONAL = 0.5  # share of a batch with s = t, trained on the data; the others learn the flow map from the network itself
 BOUNDARY = 1 / 32  # share of the others pinned at (s, t) = (0, 1)
 SAVE_EVERY = 60  # seconds
 NO_RUN = "holds weights to sample from, but no training run to resume"
 
 
-def training_loss(objective: str, model: fmlm.Model, x1: Tensor, generator: Generator, rank: int = 0, world: int = 1,
-                  parts: dict | None = None) -> tuple[Tensor, Tensor]:
+def training_loss(options: argparse.Namespace, model: fmlm.Model, x1: Tensor, generator: Generator, rank: int = 0,
+                  world: int = 1, parts: dict | None = None, teacher: fmlm.Model | None = None) -> tuple[Tensor, Tensor]:
     """Draw context, times and noise for x1 (B, L, V); returns the loss and the number of tokens it is a mean over."""
-    B, L, _ = x1.shape
+    B, objective = len(x1), options.objective
     strata = dict(generator=generator, rank=rank, world=world)
     noise = lambda: torch.randn(x1.shape, generator=generator, device=x1.device)
-    if objective == "flm":
-        t = fmlm.stratified_uniform(B, device=x1.device, **strata)
-        return fmlm.flm_loss(model, x1, t, noise()), x1.new_tensor(B * L)
-    context, _ = fmlm.sample_context(torch.zeros(B, L, dtype=torch.bool, device=x1.device), **strata)
+    context = torch.zeros(x1.shape[:2], dtype=torch.bool, device=x1.device)
+    if objective not in WITHOUT_CONTEXT:
+        context, _ = fmlm.sample_context(context, **strata, cosine=objective == "mlfm")
     generated = (~context).sum()
     if objective == "mdm":
         return fmlm.mdm_loss(model, x1, context), generated
-    diagonal = round(B * DIAGONAL)
-    s, t = fmlm.sample_times(B, diagonal, BOUNDARY, device=x1.device, **strata)
-    return fmlm.flow_map_loss(model, x1, context, s, t, noise(), diagonal, parts), generated
+    if objective == "mlfm":
+        return fmlm.mlfm_loss(model, x1, context, fmlm.sample_bridge_times(B, device=x1.device, **strata), noise()), generated
+    distilled = round(B * (options.distill or 0))  # taught by an MDM; the others split into diagonal and off-diagonal
+    diagonal = B if objective == "flm" else distilled + round((B - distilled) * DIAGONAL)
+    boundary = 0 if options.lagrangian else BOUNDARY  # at (0, 1) the Lagrangian target says nothing
+    s, t = fmlm.sample_times(B, diagonal, boundary, device=x1.device, distilled=distilled, **strata)
+    if options.tau:
+        s, t = fmlm.inverse_decoding_time(s, x1.shape[-1]), fmlm.inverse_decoding_time(t, x1.shape[-1])
+    if objective == "flm":
+        return fmlm.flm_loss(model, x1, t, noise()), generated
+    taught = 0 if teacher is None else distilled if options.distill is not None else diagonal
+    return fmlm.flow_map_loss(model, x1, context, s, t, noise(), diagonal, parts, teacher, taught,
+                              fmlm.lagrangian if options.lagrangian else fmlm.semigroup), generated
 
 
 def learning_rate(progress: float, step: int, peak: float, warmup: int) -> float:
@@ -85,6 +101,13 @@ def save_checkpoint(path: Path, state: dict) -> None:
         raise OSError(f"cannot write {path} ({error}): what it held before is still there") from error
 
 
+def ship(path: Path, state: dict) -> None:
+    """Write only what sampling and the model card need of a run, the weights in half precision."""
+    small = {name: state[name] for name in ("format", "task", "objective", "network", "step", "seconds", "options")}
+    weights = {name: value.half() if value.is_floating_point() else value for name, value in state["model"].items()}
+    save_checkpoint(path, dict(small, model=weights))
+
+
 class Run:
     """A training run: everything that a checkpoint saves, and the step that changes it."""
 
@@ -95,7 +118,7 @@ class Run:
                          network={name: getattr(options, name) for name in LARGEST})
         torch.manual_seed(options.seed)  # the initial weights, the same on every process
         self.model = build(self.info).to(self.device)
-        self.model.time_t.requires_grad_(options.objective == "fmlm+")  # without a flow map the second time stays silent
+        self.model.time_t.requires_grad_(options.objective in ("fmlm", "fmlm+"))  # without a flow map the second time stays silent
         self.ema = fmlm.EMA(self.model, options.ema)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=options.lr, weight_decay=0, fused=True)
         for weight in self.model.parameters():  # what AdamW makes at its first step; here, so that `restore` can compare
@@ -106,6 +129,18 @@ class Run:
         self.step, self.seconds = 0, 0.0
         self.broken = torch.tensor(0, device=self.device)  # the first step, from 1, whose gradient was not finite
         self.network = torch.compile(self.model) if options.compile else self.model
+        self.teacher = None
+        if options.teacher:
+            teacher, info = load_checkpoint(options.teacher, self.device)
+            self.fits(info, TEACHERS, "--teacher", options.teacher)
+            self.teacher = torch.compile(teacher) if options.compile else teacher
+            if info["objective"] == "mdm":
+                self.teacher = fmlm.masked(self.teacher)
+                self.options.distill = 0.25 if options.distill is None else options.distill
+            elif options.distill is not None:
+                raise ValueError(f"--distill is the share taught by an MDM, and {options.teacher} is {info['objective']}")
+            if options.objective == "fmlm":  # the student starts as its teacher: the second time is silent
+                self.load(info)
         if world > 1:
             self.network = nn.parallel.DistributedDataParallel(self.network)
 
@@ -117,7 +152,7 @@ class Run:
 
     def loss(self, model: fmlm.Model, x1: Tensor, parts: dict) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
-            loss, count = training_loss(self.options.objective, model, x1, self.generator, self.rank, self.world, parts)
+            loss, count = training_loss(self.options, model, x1, self.generator, self.rank, self.world, parts, self.teacher)
         parts["loss"] = loss.detach()
         if self.world > 1:  # DDP averages over processes; weigh each by its tokens, so that all tokens count alike
             total = count.clone()
@@ -147,10 +182,16 @@ class Run:
                     model=self.ema.model.state_dict(), running=self.model.state_dict(),
                     optimizer=self.optimizer.state_dict()["state"], generator=self.generator.get_state())
 
-    def load(self, state: dict, path: str) -> None:
-        """Start from another run's weights: an MDM's, say, which is this network at s = t = 0."""
-        if (state["task"], state["network"]) != (self.info["task"], self.info["network"]):
-            raise ValueError(f"--init {path} is {state['task']} with {state['network']}, and this run is not")
+    def fits(self, state: dict, allowed: dict, option: str, path: str) -> None:
+        """ValueError unless the checkpoint is of this task and size, and of an objective that is allowed for this one."""
+        own, suits = self.info, allowed.get(self.info["objective"], ())
+        if state["objective"] not in suits or any(state[name] != own[name] for name in ("task", "network")):
+            raise ValueError(f"{option} {path} is {state['task']}, {state['objective']}, {state['network']}, but this run, "
+                             f"{own['task']}, {own['objective']}, {own['network']}, needs its own task and size, trained as "
+                             f"{' or '.join(suits) or 'nothing: it takes none'}")
+
+    def load(self, state: dict) -> None:
+        """Start from the weights of another run: an MDM's, say, which is this network at s = t = 0."""
         for model in (self.model, self.ema.model):
             model.load_state_dict(state["model"])
 
@@ -271,13 +312,24 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, dict | None]
     start.add_argument("--resume", metavar="CKPT", help="continue this run, with the settings that it was started with")
     start.add_argument("--init", metavar="CKPT", help="start from the weights of this checkpoint, such as an MDM's")
     parser.add_argument("--out", metavar="CKPT", help="default: checkpoints/TASK-OBJECTIVE.pt, or the resumed checkpoint")
+    parser.add_argument("--teacher", metavar="CKPT", help="learn the diagonal from this frozen model: fmlm from an flm, from "
+                        "which it also starts; fmlm+ from an fmlm+, or from an mdm at s = t = 0")
+    parser.add_argument("--distill", type=float, metavar="X", help="share of the batch that an mdm teaches (default 0.25)")
+    parser.add_argument("--tau", action=argparse.BooleanOptionalAction,
+                        help="draw times uniformly in the decoding time tau(t) (default for flm and fmlm)")
+    parser.add_argument("--lagrangian", action=argparse.BooleanOptionalAction,
+                        help="off-diagonal target: the Lagrangian identity for the semigroup's")
     for name in ("batch", "width", "depth", "heads", "lr", "warmup", "ema", "boards", "seed"):
         parser.add_argument(f"--{name}", type=RECIPE[name], metavar="X", help=f"4x4: {(ALL_TASKS | TASKS['sudoku4'])[name]}")
     parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, help="matrix products in bfloat16 (default)")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="slow to start, then faster")
+    parser.add_argument("--table", action=argparse.BooleanOptionalAction, default=True, help="evaluate at the end (default)")
+    parser.add_argument("--ship", metavar="FILE", help="train nothing: write the weights of --resume there, in half precision")
     parser.add_argument("--bench", type=int, metavar="N", help="time N steps and train nothing")
     options = parser.parse_args(arguments)
+    if options.ship and not options.resume:
+        raise ValueError("--ship writes the weights of a run, so name the run with --resume")
     state, settings = None, {}
     if options.resume:
         state = read_checkpoint(options.resume)
@@ -287,16 +339,28 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, dict | None]
                 or not all(value is None or type(value) is RECIPE[name] for name, value in settings.items())
                 or any(settings[name] != head[name] for name in head if name in RECIPE)):
             raise ValueError(f"{options.resume} {NO_RUN}")
-        for name in RECIPE.keys() - {"steps", "minutes", "bf16", "compile"}:
+        for name in RECIPE.keys() - {"steps", "minutes", "bf16", "compile", "teacher"}:
             if (given := getattr(options, name)) not in (None, settings[name]):
                 raise ValueError(f"{options.resume} is a run with {name} {settings[name]}, not {given}: leave that out")
     task = options.task or settings.get("task") or "sudoku4"
-    defaults = dict(ALL_TASKS, task=task, **TASKS[task])
+    defaults = dict(ALL_TASKS, task=task) | TASKS[task]
     defaults |= {name: value for name, value in settings.items() if value is not None}
     if options.steps or settings.get("steps"):  # minutes are then those of a sitting, and of this one only
         defaults["minutes"] = None
     vars(options).update({name: value for name, value in defaults.items() if getattr(options, name) is None})
     options.vocab_size = sudoku.SHAPES[task].size
+    flow = options.objective in ("fmlm", "fmlm+")
+    for name, suits, those in (("tau", options.objective in WITHOUT_CONTEXT, "flm and fmlm"),
+                               ("lagrangian", flow, "fmlm and fmlm+"), ("teacher", flow, "fmlm and fmlm+")):
+        if getattr(options, name) and not suits:
+            raise ValueError(f"--{name} is for {those}, not for {options.objective}")
+    if options.distill is not None and not (options.teacher and 0 <= options.distill <= 1):
+        raise ValueError(f"--distill is a share in [0, 1] of what a --teacher teaches, got {options.distill} and "
+                         f"{'the teacher ' + options.teacher if options.teacher else 'no teacher'}")
+    if options.tau is None and options.objective in WITHOUT_CONTEXT:
+        options.tau = True
+    if options.lagrangian and options.compile:  # forward-mode differentiation does not pass through a compiled network
+        options.compile = False
     for name in ("batch", "width", "depth", "heads", "lr", "warmup", "boards", "minutes", "steps", "bench"):
         value, limit = getattr(options, name), LARGEST.get(name, 10**7)
         if value is not None and not 0 < value <= limit:
@@ -321,9 +385,14 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError(f"cannot write {out}: --out must name a file in a folder that exists and can be written to")
         if world > 1:  # gradients travel by nccl, the agreement on when to end by gloo: it does not wait for the GPU
             dist.init_process_group("cpu:gloo,cuda:nccl" if options.device.type == "cuda" else "gloo")
+        if options.ship:
+            ship(Path(options.ship), state)
+            return 0
         run = Run(options, rank, world)
         if options.init:
-            run.load(read_checkpoint(options.init), options.init)
+            start = read_checkpoint(options.init)
+            run.fits(start, STARTS, "--init", options.init)
+            run.load(start)
         if state:
             run.restore(state, options.resume)
         if options.bench:
@@ -335,7 +404,7 @@ def main(arguments: list[str] | None = None) -> int:
         if status or rank > 0:
             return status
         print(f"{run.step} steps in {run.seconds:.0f} s, {1e3 * run.seconds / run.step:.1f} ms a step\n", flush=True)
-        return evaluate.main([str(out), "--device", str(run.device)])
+        return evaluate.main([str(out), "--device", str(run.device)]) if options.table else 0
     except (ValueError, OSError, RuntimeError) as error:
         if rank == 0 or isinstance(error, RuntimeError):  # what is wrong with the command line, one process says for all
             print(f"train.py: {error}", file=sys.stderr)

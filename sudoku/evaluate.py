@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 import fmlm
-from sample import SAMPLERS, choose_sampler, load_checkpoint, newest_checkpoint
+from sample import SAMPLERS, WITHOUT_CONTEXT, choose_sampler, load_checkpoint, newest_checkpoint
 from sudoku import boards as sudoku
 
 BATCH = 500  # sequences at a time: bounds the memory
@@ -66,9 +66,9 @@ def puzzles(shape: sudoku.Shape, model: fmlm.Denoiser, name: str, nfe: int, n: i
 
 @torch.no_grad()
 def posterior(model: fmlm.Denoiser, objective: str, boards: Tensor, context: Tensor, generator: Generator) -> Tensor:
-    """log delta_{0,0} of a flow map (noise in the unknown cells) or of an MDM (no noise), (B, L, V)."""
+    """log delta_{0,0} of a flow map (noise in the unknown cells) or of an MDM or MLFM (no noise), (B, L, V)."""
     x1 = F.one_hot(boards, model.vocab_size).float()
-    noise = torch.randn(x1.shape, generator=generator, device=x1.device) * (objective != "mdm")
+    noise = torch.randn(x1.shape, generator=generator, device=x1.device) * (objective not in ("mdm", "mlfm"))
     time = context.float()
     return torch.cat([model(*part) for part in zip(*(whole.split(BATCH) for whole in
                                                      (fmlm.interpolate(x1, noise, time), time, time)))])
@@ -125,7 +125,7 @@ def evaluate(path: str, options: argparse.Namespace) -> dict:
                 "parameters": sum(weight.numel() for weight in model.parameters()), "seed": options.seed}
     document["unconditional"] = [unconditional(shape, model, name, nfe, options.n, generator)
                                  for name in names for nfe in options.nfe or default]
-    if objective == "flm":
+    if objective in WITHOUT_CONTEXT:
         return document
     document["puzzles"] = [puzzles(shape, model, name, nfe, options.n, clues, generator)
                            for name in names for clues in options.clues or [] for nfe in options.nfe or [1, 2, 4, 8, 16]]
