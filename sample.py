@@ -43,7 +43,7 @@ SHIPPED = Path(__file__).parent / "sudoku" / "sudoku9.pt"
 
 
 class Pass(NamedTuple):
-    """One network pass, as `trace` records it, (B, L) each: the tokens drafted, their p_max, which were committed."""
+    """One network pass, as `trace` records it, (B, L) each: the tokens drafted, how sure they are, which were committed."""
 
     draft: Tensor
     confidence: Tensor
@@ -69,7 +69,7 @@ def refine(model: Model, tokens: Tensor, known: Tensor, rounds: int, path: list[
     tokens: (B, L) int64; known: (B, L) bool, tokens that are given and come back bit for bit; what the other entries of
     `tokens` hold is not read. model: also has `vocab_size`. generator: the only source of randomness, on the device
     of the tokens. trace: a list, receives one `Pass` a network pass. Returns (B, L) tokens.
-    Raises ValueError for tokens or known of the wrong shape or type, for no rounds, or for an unknown `draw`.
+    Raises ValueError for tokens or known of the wrong shape or type, for no rounds, or for an unknown `draw` or `judge`.
     """
     if tokens.dim() != 2 or tokens.dtype != torch.int64:
         raise ValueError(f"tokens must be (B, L) int64, got {tuple(tokens.shape)} {tokens.dtype}")
@@ -241,7 +241,7 @@ SAMPLERS = {  # the first that suits an objective is its default
     "confidence-sampled": Sampler(lambda *a, **k: confidence(*a, draw="sample", **k), ("mdm",)),
     "ancestral": Sampler(ancestral, ("mdm",)),
     "promotion": Sampler(lambda model, tokens, known, nfe, **k: token_promotion(
-        model, tokens, known, max(1, nfe // 4), steps=min(nfe, 4), **k), ("mlfm",)),
+        model, tokens, known, min(max(1, nfe // 4), tokens.shape[-1]), steps=min(nfe, 4), **k), ("mlfm",)),
 }
 
 

@@ -1,5 +1,6 @@
-"""Masked diffusion is delta_{0,0}: exactly, in the loss bit for bit, and after a short training of both."""
+"""Masked diffusion is delta_{0,0}, and the MLFM at t = 0: exactly, in the loss bit for bit, and after a short training."""
 
+import itertools
 import math
 import sys
 
@@ -7,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fmlm import Denoiser, cross_entropy, flow_map_loss, mdm_loss, sample_context
+from fmlm import Denoiser, cross_entropy, flow_map_loss, mdm_loss, mlfm_loss, sample_context
 from sudoku.boards import SHAPES, all_boards
-from toy.exact import Exact
+from toy.exact import Exact, ExactBridge
 from toy.two_mode import MODES, main, train
 
 THREE = Exact([[0, 0, 1], [1, 2, 1], [2, 2, 0]], [0.2, 0.5, 0.3])
@@ -39,6 +40,25 @@ def test_delta_00_is_the_posterior_of_an_ideal_mdm_whatever_the_noise(exact, noi
     noise = noise_size * torch.randn(x1.shape, generator=seeded(2), dtype=torch.float64)
     delta = exact(torch.where(known[..., None], x1, noise), time, time).exp()
     assert (delta - exact.marginals(tokens, known)).abs().max() < 1e-12
+
+
+@each_set
+@pytest.mark.parametrize("sigma", [0.1, 1.0, 10.0])
+def test_so_is_the_posterior_on_the_bridge_at_mask_whatever_its_noise(exact, sigma):
+    """MLFM at t = 0 = MDM = delta_{0,0} with the noise turned off: one call, one answer; marginals are counted."""
+    tokens, x1, known = contexts(exact)
+    time = known.double()
+    delta = ExactBridge(exact.sequences, exact.weights, sigma)(x1 * time[..., None], time, time).exp()
+    assert (delta - exact.marginals(tokens, known)).abs().max() < 1e-12
+    assert (delta - exact(x1 * time[..., None], time, time).exp()).abs().max() < 1e-12
+
+
+def test_of_three_sequences_it_is_so_in_every_context():
+    for known in itertools.product([False, True], repeat=3):
+        known = torch.tensor([known]).expand(3, 3)
+        x, time = F.one_hot(THREE.sequences, 3) * known[..., None].double(), known.double()
+        delta = ExactBridge(THREE.sequences, THREE.weights)(x, time, time).exp()
+        assert (delta - THREE.marginals(THREE.sequences, known)).abs().max() < 1e-12
 
 
 @each_set
@@ -99,11 +119,14 @@ def batch(n=7):
     return x1, context, rate
 
 
-def test_the_loss_at_00_without_noise_is_the_mdm_loss_bit_for_bit_and_so_are_its_gradients():
+@pytest.mark.parametrize("other", [
+    lambda model, x1, context, zero: flow_map_loss(model, x1, context, zero, zero, torch.zeros_like(x1), len(x1)),
+    lambda model, x1, context, zero: mlfm_loss(model, x1, context, zero, torch.randn(x1.shape, generator=seeded(5)), 3),
+], ids=["fmlm+ without noise", "mlfm"])
+def test_the_loss_at_0_is_the_mdm_loss_bit_for_bit_and_so_are_its_gradients(other):
     x1, context, _ = batch()
-    zero, gradients = torch.zeros(len(x1)), []
-    for loss in (lambda model: flow_map_loss(model, x1, context, zero, zero, torch.zeros_like(x1), len(x1)),
-                 lambda model: mdm_loss(model, x1, context)):
+    gradients = []
+    for loss in (lambda model: other(model, x1, context, torch.zeros(len(x1))), lambda model: mdm_loss(model, x1, context)):
         model = network()
         value = loss(model)
         value.backward()

@@ -154,9 +154,9 @@ def test_a_valid_board_that_is_not_the_solution_solves_nothing():
 
 # ---- against the exact posterior
 
-@pytest.mark.parametrize("objective, noisy", [("fmlm+", True), ("mdm", False)])
+@pytest.mark.parametrize("objective, noisy", [("fmlm+", True), ("mdm", False), ("mlfm", False)])
 def test_the_posterior_is_asked_at_0_0_around_the_context(objective, noisy):
-    """3 + 500 + 500 boards: noise of variance 1 +- 5 sqrt(2/n), n = 1003 * 11 * 4, for a flow map; masks for an MDM."""
+    """3 + 500 + 500 boards: noise of variance 1 +- 5 sqrt(2/n), n = 1003 * 11 * 4, for a flow map; masks for an MDM or MLFM."""
     boards, context = BOARDS[torch.arange(1003) % 288], (torch.arange(16) % 3 == 0).expand(1003, 16)
     model = uniform()
     posterior(model, objective, boards, context, seeded())
@@ -223,6 +223,15 @@ def test_the_number_of_masked_cells_is_uniform_and_its_spread_is_no_error():
     assert (masked.sum(1).bincount(minlength=17)[1:] == 20).all()
     # A cell is masked with probability 8.5/16; five deviations of a share of 320 bound it from both sides.
     assert ((masked.float().mean(0) - 8.5 / 16).abs() < 5 * math.sqrt(0.25 / 320)).all()
+
+
+def test_an_mlfm_is_judged_on_masks_as_an_mdm_is_and_a_flow_map_on_noise():
+    """A model that charges as many nats for a cell as it sees in unknown ones: on masks everything is free."""
+    seen = lambda x, s, t: -(x * (s == 0)[..., None]).abs().sum((1, 2), keepdim=True)
+    assert [likelihood_bound(FOUR, Scripted(seen), objective, seeded(), n=320)[0] for objective in ("mdm", "mlfm")] == [0, 0]
+    assert likelihood_bound(FOUR, Scripted(seen), "fmlm+", seeded(), n=320)[0] > 100
+    mdm, mlfm, flow = (against_exact(FOUR, Scripted(seen), objective, seeded(), n=20) for objective in ("mdm", "mlfm", "fmlm+"))
+    assert mlfm == mdm != flow
 
 
 # ---- the report
@@ -294,14 +303,14 @@ def test_a_fresh_network_is_evaluated_to_the_numbers_of_the_uniform_model(checkp
     assert document["parameters"] == sum(weight.numel() for name, weight in weights.items() if name != "coords")
 
 
-def test_an_mdm_has_its_own_samplers_and_a_flow_without_context_has_boards_only(checkpoint, capsys):
-    arguments = ["-n", "2", "--nfe", "2", "--clues", "8", "--json", "--device", "cpu"]
-    assert main([checkpoint("mdm"), checkpoint("flm"), *arguments]) == 0
-    mdm, flm = json.loads(capsys.readouterr().out)
-    assert [row["sampler"] for row in mdm["unconditional"]] == ["confidence", "confidence-sampled", "ancestral"]
-    assert {"puzzles", "likelihood", "kl"} <= set(mdm)
-    assert [row["sampler"] for row in flm["unconditional"]] == ["flow-map"]
-    assert not {"puzzles", "likelihood", "kl"} & set(flm)
+@pytest.mark.parametrize("objective, samplers, whole", [
+    ("mdm", ["confidence", "confidence-sampled", "ancestral"], True), ("mlfm", ["promotion"], True),
+    ("flm", ["flow-map-tau", "flow-map"], False), ("fmlm", ["flow-map-tau", "flow-map"], False)])
+def test_an_objective_has_its_own_samplers_and_a_flow_without_context_boards_only(checkpoint, capsys, objective, samplers, whole):
+    assert main([checkpoint(objective), "-n", "2", "--nfe", "2", "--clues", "8", "--json", "--device", "cpu"]) == 0
+    (document,) = json.loads(capsys.readouterr().out)
+    assert [row["sampler"] for row in document["unconditional"]] == samplers
+    assert {"puzzles", "likelihood", "kl"} & set(document) == ({"puzzles", "likelihood", "kl"} if whole else set())
 
 
 def test_the_defaults_are_a_table_by_size_and_a_report(checkpoint, capsys):
@@ -329,6 +338,9 @@ def test_the_same_seed_gives_the_same_document(checkpoint, capsys):
     ("fmlm+", ["-n", "-3"], "-n must be 1 or more"),
     ("mdm", ["--sampler", "posterior"], "does not suit"),
     ("flm", ["--sampler", "ancestral"], "does not suit"),
+    ("fmlm", ["--sampler", "posterior"], "does not suit"),
+    ("mlfm", ["--sampler", "confidence"], "does not suit"),
+    ("mdm", ["--sampler", "promotion"], "does not suit"),
     ("fmlm+", ["--sampler", "beam"], "unknown sampler 'beam'"),
     ("fmlm+", ["--nfe", "0"], "at least one network pass"),
     ("fmlm+", ["--sampler", "block", "--nfe", "0"], ""),

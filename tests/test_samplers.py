@@ -10,9 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sample import (SAMPLERS, Pass, a_priori_confidence, ancestral, block_diffusion, choose_sampler, confidence,
-                    flow_map_sampler, most_confident, posterior_refinement, refine)
-from toy.exact import Exact
+from fmlm import decoding_time
+from sample import (OBJECTIVES, SAMPLERS, Pass, a_priori_confidence, ancestral, block_diffusion, choose_sampler, confidence,
+                    flow_map_sampler, most_confident, posterior_refinement, refine, token_promotion)
+from toy.exact import Exact, ExactBridge
 
 TWO = Exact([[0, 0], [1, 1]])
 CROSS = Exact([[0, 1], [1, 0]])
@@ -73,9 +74,11 @@ def follows(samples, model):
         close(share, float(weight), len(samples)) for share, weight in zip(shares, model.weights))
 
 
+HALF = 0.527387  # tau = 1/2 for three words: E[Phi(z + r)^2] = 2/3 at r = 1.115898, t = r/(1+r), by bisection of a sum
 EVERY = {  # name: (call on 5 tokens, NFE, the times (s, t) of all its passes, whether unknown tokens hold noise)
     "flow map": (lambda *a, **k: flow_map_sampler(*a, steps=4, **k), 4,
                  [(0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1)], True),
+    "flow map, decoding time": (lambda *a, **k: flow_map_sampler(*a, steps=2, tau=True, **k), 2, [(0, HALF), (HALF, 1)], True),
     "block": (lambda *a, **k: block_diffusion(*a, block_length=2, steps=2, **k), 6, [(0, 0.5), (0.5, 1)] * 3, True),
     "posterior": (lambda *a, **k: posterior_refinement(*a, rounds=3, **k), 3, [(0, 1)] * 3, True),
     "posterior, 2 flow steps": (lambda *a, **k: posterior_refinement(*a, rounds=2, flow_steps=2, **k), 4,
@@ -85,6 +88,7 @@ EVERY = {  # name: (call on 5 tokens, NFE, the times (s, t) of all its passes, w
     "confidence": (lambda *a, **k: confidence(*a, steps=3, **k), 3, [(0, 0)] * 3, False),
     "confidence, sampled": (lambda *a, **k: confidence(*a, steps=3, draw="sample", **k), 3, [(0, 0)] * 3, False),
     "ancestral": (lambda *a, **k: ancestral(*a, steps=3, **k), 3, [(0, 0)] * 3, False),
+    "promotion": (lambda *a, **k: token_promotion(*a, rounds=2, steps=2, **k), 4, [(0, 0.5), (0.5, 1)] * 2, False),
 }
 every_sampler = pytest.mark.parametrize("run, nfe, times, noisy", EVERY.values(), ids=EVERY)
 
@@ -156,9 +160,12 @@ def test_the_trace_holds_one_pass_each_with_draft_and_confidence(run, nfe, times
     assert len(trace) == len(model.calls) and all(type(record) is Pass for record in trace)
     drafts = torch.stack([record.draft for record in trace])
     for record, (_, s, _) in zip(trace, model.calls):
-        assert (record.confidence - torch.tensor(P_MAX)).abs().max() < 1e-6
+        judged = torch.tensor(P_MAX)
+        if run is EVERY["promotion"][0]:  # judges the token that was drawn
+            judged = torch.tensor(FIXED).expand(4, 5, 3).gather(2, record.draft[..., None])[..., 0]
+        assert ((record.confidence - judged).abs() < 1e-6)[s < 1].all()
         assert record.committed.dtype == torch.bool and record.draft.shape == record.committed.shape == (4, 5)
-    if run not in [EVERY[name][0] for name in ("a priori, sampled", "confidence, sampled", "ancestral")]:
+    if run not in [EVERY[name][0] for name in ("a priori, sampled", "confidence, sampled", "ancestral", "promotion")]:
         assert (drafts == torch.tensor(BEST)).all()
     ends = [i for i, (_, t) in enumerate(times) if i + 1 == len(times) or times[i + 1][0] == 0]
     assert all(not record.committed.any() for i, record in enumerate(trace) if i not in ends), "only a finished draft counts"
@@ -231,6 +238,17 @@ def test_tokens_of_a_wrong_shape_type_or_value_are_refused(run, nfe, times, nois
     (lambda *a: confidence(*a, steps=6), "6 rounds"),
     (lambda *a: confidence(*a, steps=1, draw="Argmax"), "draw"),
     (lambda *a: ancestral(*a, steps=0), "at least one"),
+    (lambda *a: flow_map_sampler(*a, steps=0, tau=True), "at least one"),
+    (lambda *a: token_promotion(*a, rounds=0), "at least one"),
+    (lambda *a: token_promotion(*a, rounds=6), "6 rounds"),
+    (lambda *a: token_promotion(*a, rounds=1, steps=0), "at least one"),
+    (lambda *a: token_promotion(*a, rounds=1, threshold=-0.01), "threshold"),
+    (lambda *a: token_promotion(*a, rounds=1, threshold=1.01), "threshold"),
+    (lambda *a: token_promotion(*a, rounds=1, threshold=math.nan), "threshold"),
+    (lambda *a: token_promotion(*a, rounds=1, sigma=0), "sigma"),
+    (lambda *a: token_promotion(*a, rounds=1, sigma=-1), "sigma"),
+    (lambda *a: token_promotion(*a, rounds=1, sigma=math.nan), "sigma"),
+    (lambda *a: refine(*a, 1, [0, 1], most_confident, judge="Drawn"), "judge"),
     (lambda *a: refine(*a, 1, [0], most_confident), "at least one"),
 ])
 def test_settings_that_make_no_sense_are_refused(call, message):
@@ -332,6 +350,20 @@ def test_the_flow_map_decodes_the_argmax_of_its_last_pass():
     assert flow_map_sampler(model, *nothing(1, 2), 2, generator=seeded()).tolist() == [[1, 0]]
 
 
+def test_decoding_times_are_uniform_in_tau():
+    """tau(t_i) = i/N at every stop, 0 first and 1 last: the table is close to tau's inverse to 1e-6."""
+    for steps in 1, 2, 5:
+        model = Scripted()
+        flow_map_sampler(model, *puzzle([None, 1, None, None, None]), steps, tau=True, generator=seeded())
+        stops = [float(s[0, 0]) for _, s, _ in model.calls] + [float(model.calls[-1][2][0, 0])]
+        assert decoding_time(torch.tensor(stops, dtype=torch.float64), 3).tolist() == pytest.approx(
+            [i / steps for i in range(steps + 1)], abs=1e-6)
+        assert stops[0] == 0 and stops[-1] == 1
+        assert all(s[0, [0, 2, 3, 4]].unique().numel() == 1 and s[0, 1] == t[0, 1] == 1 for _, s, t in model.calls)
+        for (_, _, t), (_, s, _) in zip(model.calls, model.calls[1:]):
+            assert s.equal(t)
+
+
 # ---- block diffusion
 
 @pytest.mark.parametrize("block_length, blocks", [(1, [[0], [1], [2], [3], [4]]), (2, [[0, 1], [2, 3], [4]]),
@@ -420,6 +452,110 @@ def test_flow_steps_are_passes_of_one_draft_from_one_noise():
     assert (after - (x + torch.tensor(FIXED)) / 2).abs().max() < 1e-6 and not (fresh == x).any()
 
 
+def test_noise_that_is_kept_is_the_same_in_every_round_and_fresh_noise_is_not():
+    """Two passes a draft: it is the beginning of each that holds the noise, and only where the token is still unknown."""
+    for fresh in False, True:
+        model = Scripted()
+        posterior_refinement(model, *nothing(20, 5), 3, flow_steps=2, fresh=fresh, generator=seeded())
+        first, *rest = model.calls[::2]
+        for x, s, _ in rest:
+            assert (x == first[0])[s == 0].all() if not fresh else not (x == first[0])[s == 0].any()
+        assert not (model.calls[1][0] == first[0]).any() and len(rest) == 2
+
+
+# ---- token promotion
+
+def test_what_is_kept_is_the_sure_and_at_least_the_surest_by_the_probability_of_the_drawn_token():
+    """Every row judged by hand from its own draft: FIXED at the token drawn, not p_max, which would keep 0 and 1 always."""
+    trace = []
+    token_promotion(Scripted(), *nothing(500, 5), 2, threshold=0.65, steps=1, generator=seeded(), trace=trace)
+    sizes = []
+    for draft, committed in zip(trace[0].draft.tolist(), trace[0].committed.tolist()):
+        drawn = [law[token] for law, token in zip(FIXED, draft)]
+        kept = [place for place, keep in enumerate(committed) if keep]
+        if max(drawn) >= 0.65:
+            assert kept == [place for place in range(5) if drawn[place] >= 0.65]
+        else:
+            assert len(kept) == 1 and drawn[kept[0]] == max(drawn)
+        sizes.append((len(kept), max(drawn) >= 0.65))
+    assert set(sizes) == {(1, False), (1, True), (2, True), (3, True)}  # none is sure: 0.3 * 0.1 * 0.2 = 0.6% of 500 rows
+
+
+def test_a_likely_token_that_was_not_drawn_does_not_count():
+    """p_max 0.9 and 0.6. Drawn is 0 at the first place: it is kept. Drawn is 1, of 0.1: the second place is surer."""
+    trace = []
+    token_promotion(Scripted([[0.9, 0.1], [0.6, 0.4]]), *nothing(4000, 2), 2, steps=1, generator=seeded(), trace=trace)
+    kept, likely = trace[0].committed, trace[0].draft[:, 0] == 0
+    assert kept[:, 0].equal(likely) and kept[:, 1].equal(~likely) and close(float(likely.double().mean()), 0.9, 4000)
+
+
+def test_threshold_0_keeps_all_in_one_loop_and_threshold_1_the_surest_one_a_loop():
+    model, trace = Scripted(), []
+    token_promotion(model, *nothing(50, 5), 5, threshold=0, steps=2, generator=seeded(), trace=trace)
+    assert len(model.calls) == len(trace) == 2 and trace[-1].committed.all()
+    model, trace = Scripted(), []
+    token_promotion(model, *nothing(50, 5), 5, threshold=1, steps=2, generator=seeded(), trace=trace)
+    assert len(model.calls) == len(trace) == 10
+    assert [record.committed.sum(1).unique().tolist() for record in trace] == [[0], [1]] * 5
+    for record, (_, s, _) in zip(trace[1::2], model.calls[1::2]):
+        surest = torch.where(s < 1, record.confidence, -1.0).amax(1)
+        assert record.confidence[record.committed].equal(surest)
+    certain = [[1.0, 0], [0, 1.0], [0.5, 0.5], [0.5, 0.5]]  # p = 1 is at the threshold 1
+    assert committed_by(token_promotion, certain, *nothing(1, 4), rounds=4, threshold=1)[0][3] == [[0, 1]]
+
+
+def test_where_none_is_given_the_threshold_is_0_8_and_the_draft_takes_four_steps():
+    """Certain, 0.81 and 0.79: kept are the first, and the second where it drew the 0.81."""
+    trace, sure = [], torch.zeros(300, 3, dtype=torch.bool)
+    token_promotion(Scripted([[0.0, 1.0], [0.19, 0.81], [0.21, 0.79]]), *nothing(300, 3), 2, generator=seeded(), trace=trace)
+    assert len(trace) == 8 and not any(record.committed.any() for record in trace[:3])
+    sure[:, :2] = trace[3].draft[:, :2] == 1
+    assert trace[3].committed.equal(sure) and 0 < sure[:, 1].sum() < 300
+
+
+def test_the_last_loop_keeps_all_and_a_finished_batch_asks_no_more():
+    """Threshold 1, three loops: 1 + 1 + 3 tokens. Two tokens unknown: two loops of three. Nothing is asked after that."""
+    trace = []
+    token_promotion(Scripted(), *nothing(1, 5), 3, threshold=1, steps=2, generator=seeded(), trace=trace)
+    assert [int(record.committed.sum()) for record in trace] == [0, 1, 0, 1, 0, 3]
+    trace = []
+    token_promotion(Scripted(), *puzzle([1, None, 2, None, 0]), 3, threshold=1, steps=2, generator=seeded(), trace=trace)
+    assert [int(record.committed.sum()) for record in trace] == [0, 1, 0, 1]
+    model = Scripted([[1.0, 0]] * 5)
+    assert token_promotion(model, *nothing(3, 5), 5, generator=seeded()).tolist() == [[0] * 5] * 3 and len(model.calls) == 4
+
+
+@pytest.mark.parametrize("settings, sigma", [({}, 1), ({"sigma": 2}, 2)])
+def test_what_is_not_kept_is_a_mask_again_and_between_it_walks_the_bridge(settings, sigma):
+    """From 1/4 to 1/2 x keeps 2/3 and gains sigma^2 (1/4)(1/2)/(3/4) = sigma^2/6 of variance; n standard normals have
+    mean 0 +- 5/sqrt(n) and variance 1 +- 5 sqrt(2/n)."""
+    model = Scripted()
+    tokens, known = puzzle(*[[None, 1, None, None, None]] * 2000)
+    token_promotion(model, tokens, known, 2, threshold=1, **settings, generator=seeded())
+    assert len(model.calls) == 8
+    for (x, s, t), unknown in zip(model.calls[::4], (4, 3)):
+        assert not x[s == 0].any() and (t[s == 0] == 0.25).all() and ((s == 0).sum(1) == unknown).all()
+    (x, _, _), (after, _, _) = model.calls[1:3]
+    noise = (after - 2 / 3 * x - 1 / 3 * torch.tensor(FIXED))[~known] / (sigma / math.sqrt(6))
+    n = noise.numel()
+    assert abs(noise.mean()) < 5 / math.sqrt(n) and abs(noise.var() - 1) < 5 * math.sqrt(2 / n)
+    spread = (x - torch.tensor(FIXED) / 4)[~known].var() / (sigma**2 * 3 / 16)  # sigma^2 t (1-t) at 1/4
+    assert abs(spread - 1) < 5 * math.sqrt(2 / n)
+
+
+def test_to_keep_the_surest_drawn_token_prefers_likely_sequences():
+    """One step a loop, so all passes are at t = 0, where the posterior is an MDM's; one token a loop. Unlike p_max, the
+    probability of what was drawn depends on the draw, so this is no chain rule. THREE has 001, 121, 220 at 0.2, 0.5, 0.3:
+    0.8          the 2 of place 2 is drawn, and surest. 121 : 220 = 5 : 3, and 121 wins unless both places draw the 3/8
+    0.2 * 0.7    else the 1 of place 3. 001 : 121 = 2 : 5, and 121 wins unless both draw the 2/7
+    0.2 * 0.3    else place 1 if it drew 1, of 0.5, which is 121; else 220, by place 3, or place 1 in a tie.
+    """
+    law = [0.14 * (2 / 7) ** 2, 0.8 * (1 - (3 / 8) ** 2) + 0.14 * (1 - (2 / 7) ** 2) + 0.03, 0.8 * (3 / 8) ** 2 + 0.03]
+    bridge = ExactBridge(THREE.sequences, THREE.weights)
+    drawn = token_promotion(bridge, *nothing(4000, 3), 3, threshold=1, steps=1, generator=seeded())
+    assert sum(law) == pytest.approx(1) and law[1] > 0.84 and follows(drawn, Exact(THREE.sequences, law))
+
+
 # ---- a-priori confidence, and masked diffusion
 
 @pytest.mark.parametrize("run", [a_priori_confidence, confidence])
@@ -489,13 +625,14 @@ def test_two_ancestral_steps_fail_a_quarter_of_the_time_on_two_modes():
 
 # ---- the table of samplers
 
-# 9 passes for 16 tokens: blocks of ceil(16/9) = 2, so 8 of them; 5 passes: blocks of 4, so 4 of them.
+# 9 passes for 16 tokens: blocks of ceil(16/9) = 2, so 8 of them; 5 passes: blocks of 4, so 4 of them. Promotion takes
+# four passes a loop, so 9 are two loops, 5 are one, and fewer than 4 are one loop of so many.
 @pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("nfe, blocks", [(1, 1), (2, 2), (4, 4), (5, 4), (9, 8), (16, 16)])
-def test_a_sampler_of_the_table_makes_the_passes_it_is_allowed(name, nfe, blocks):
+@pytest.mark.parametrize("nfe, whole", [(1, 1), (2, 2), (3, 3), (4, 4), (5, 4), (9, 8), (16, 16)])
+def test_a_sampler_of_the_table_makes_the_passes_it_is_allowed(name, nfe, whole):
     model = Scripted([[0.6, 0.4]] * 16)
     SAMPLERS[name].run(model, *nothing(20, 16), nfe, generator=seeded())
-    assert len(model.calls) == (blocks if name == "block" else nfe)
+    assert len(model.calls) == (whole if name == "promotion" or name == "block" and nfe != 3 else nfe)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -512,7 +649,10 @@ def test_a_sampler_of_the_table_that_commits_in_every_pass_refuses_more_passes_t
 
 
 def test_the_names_of_the_table_stand_for_what_they_say():
-    """By their times, their noise and their law: on a table with p_max 0.6 sampled tokens differ, those of argmax do not."""
+    """By their times, their noise and their law: on a table with p_max 0.6 sampled tokens differ, those of argmax do not.
+
+    Two words: tau(t) = 2 Phi(r / sqrt(2)) - 1, r = t/(1-t), is 1/2 at r = sqrt(2) Phi^-1(3/4), t = 0.488196.
+    """
     seen = {}
     for name in SAMPLERS:
         model = Scripted([[0.6, 0.4]] * 4)
@@ -520,13 +660,16 @@ def test_the_names_of_the_table_stand_for_what_they_say():
         (x, s, t), noisy = model.calls[0], bool(model.calls[0][0].any())
         seen[name] = (t.unique().tolist(), noisy, len(result.unique(dim=0)) > 1)
     assert seen == {"posterior": ([1], True, False), "a-priori": ([0], True, False), "a-priori-sampled": ([0], True, True),
+                    "flow-map-tau": ([pytest.approx(0.488196, abs=1e-6)], True, False), "promotion": ([0.5], False, True),
                     "flow-map": ([0.5], True, False), "block": ([1], True, False), "confidence": ([0], False, False),
                     "confidence-sampled": ([0], False, True), "ancestral": ([0], False, True)}
 
 
 def test_an_objective_has_a_default_sampler_and_refuses_those_it_was_not_trained_for():
-    assert [choose_sampler(objective)[0] for objective in ("fmlm+", "flm", "mdm")] == ["posterior", "flow-map", "confidence"]
-    suits = {"fmlm+": {"posterior", "a-priori", "a-priori-sampled", "flow-map", "block"}, "flm": {"flow-map"},
+    default = {"fmlm+": "posterior", "fmlm": "flow-map-tau", "flm": "flow-map-tau", "mdm": "confidence", "mlfm": "promotion"}
+    assert {objective: choose_sampler(objective)[0] for objective in OBJECTIVES} == default
+    suits = {"fmlm+": {"posterior", "a-priori", "a-priori-sampled", "flow-map", "block"}, "mlfm": {"promotion"},
+             "flm": {"flow-map", "flow-map-tau"}, "fmlm": {"flow-map", "flow-map-tau"},
              "mdm": {"confidence", "confidence-sampled", "ancestral"}}
     for objective, names in suits.items():
         for name in SAMPLERS:

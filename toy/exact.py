@@ -146,6 +146,33 @@ class Exact:
             step = step * (0.9 * (TOLERANCE / error.clamp(min=1e-18)) ** 0.2).clamp(0.2, 5)
 
 
+class ExactBridge(Exact):
+    """log D_s under the bridge of masked language flow models (2606.27617), for the same set of sequences.
+
+    x_s = s x1 + sigma sqrt(s (1-s)) noise, [MASK] = 0. Of the Gaussian density only the mixed product depends on k:
+
+        p_k proportional to w_k exp(-|x - s y_k|^2 / (2 sigma^2 s (1-s))) proportional to w_k exp(<x, y_k> / (sigma^2 (1-s)))
+
+    At s = 0 the bridge stands at x = 0 and p_k = w_k: the MDM's posterior, delta_{0,0}. Raises ValueError for sigma <= 0.
+    """
+
+    def __init__(self, sequences: Sequence[Sequence[int]] | Tensor, weights: Sequence[float] | Tensor | None = None,
+                 sigma: float = 1.0) -> None:
+        super().__init__(sequences, weights)
+        if not sigma > 0:
+            raise ValueError(f"the bridge needs noise: sigma must be more than 0, got {sigma}")
+        self.sigma = sigma
+
+    def __call__(self, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        """As the network of an MLFM, which ignores t: x (B, L, V) and s <= t (B, L) to (B, L, V), each token at its own s."""
+        check_times(x, s, t)
+        # The flow weighs what it sees by s / (1-s)^2, which is 2 at s = 1/2: there it is shown the bridge's evidence.
+        context, z = (s == 1)[..., None], x.double()
+        evidence = z / torch.where(context, 1.0, self.sigma**2 * (1 - s.double())[..., None])
+        half = torch.where(s == 1, 1.0, 0.5)
+        return super().__call__(torch.where(context, z, evidence / 2), half, half).to(x)
+
+
 def two_mode_closed_form(x: Tensor, modes: Tensor, s: float, t: float) -> Tensor:
     """delta_{s,t}(x) of two equally likely sequences, all of whose tokens are generated, where it has a closed form.
 

@@ -1,0 +1,273 @@
+"""The figures, read back: which cell is of which kind, what is written in the panels, where the points of a line are."""
+
+import json
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import sample
+from sample import Pass
+from sudoku import boards as sudoku
+from sudoku.plot import KINDS, clashes, draw_board, draw_curves, kinds, main, read_table, refine_one
+
+FOUR = sudoku.SHAPES["sudoku4"]
+BOARD = torch.tensor([0, 1, 2, 3, 2, 3, 0, 1, 1, 0, 3, 2, 3, 2, 1, 0])
+CLUES = (0, 1, 4, 6, 10, 15)  # of BOARD: a puzzle with one solution
+SURE, UNSURE = 0.9999, 0.6
+
+
+def change(board, **cells):
+    """The board with other digits: c5=0 writes a 0 into cell 5."""
+    board = board.clone()
+    for cell, digit in cells.items():
+        board[int(cell[1:])] = digit
+    return board
+
+
+def cells(*places):
+    return torch.isin(torch.arange(16), torch.tensor(places, dtype=torch.int64))
+
+
+class Scripted:
+    """Pass after pass, a draft (B, L) and its p_max (B, L)."""
+
+    vocab_size = 4
+
+    def __init__(self, *script):
+        self.script = list(script)
+
+    def __call__(self, x, s, t):
+        draft, p_max = self.script.pop(0)
+        hot, p_max = F.one_hot(draft, 4), p_max[..., None]
+        return (hot * p_max + (1 - hot) * (1 - p_max) / 3).log().expand(x.shape)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """No test reads or writes the real cache."""
+    monkeypatch.setattr(sudoku, "CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A function that writes a fresh network as train.py would."""
+    def write(objective):
+        network = {"vocab_size": 4, "width": 8, "depth": 1, "heads": 2}
+        state = {"format": sample.FORMAT, "task": "sudoku4", "objective": objective, "network": network, "step": 7}
+        torch.save(state | {"model": sample.build(state).state_dict()}, tmp_path / f"{objective}.pt")
+        return str(tmp_path / f"{objective}.pt")
+    return write
+
+
+# ---- kinds of cells
+
+def test_a_changed_digit_clashes_with_its_equals_in_row_column_and_box():
+    """A 1 for the 0 in the corner: the 1 beside it, of the row and the box, and the 1 below it, in the column."""
+    everywhere = torch.ones(16, dtype=torch.bool)
+    assert not clashes(FOUR, BOARD, everywhere).any()
+    assert clashes(FOUR, change(BOARD, c0=1), everywhere).equal(cells(0, 1, 8))
+    assert clashes(FOUR, change(BOARD, c0=1), cells(0)).equal(cells(1, 8))
+    assert clashes(FOUR, change(BOARD, c0=1), cells(8)).equal(cells(0))
+
+
+def test_wrong_is_what_differs_from_the_one_solution():
+    given = torch.where(cells(*CLUES), BOARD, -1)
+    assert sudoku.count_solutions(FOUR, given.tolist()) == 1
+    names = kinds(FOUR, given, change(BOARD, c2=3, c13=1), cells(2, 5))
+    assert [names[i] for i in CLUES] == 6 * ["clue"]
+    assert (names[2], names[5], names[13]) == ("lost", "committed", "wrong")
+    assert [names[i] for i in (3, 7, 8, 9, 11, 12, 14)] == 7 * ["unsure"]
+
+
+def test_without_one_solution_wrong_is_what_breaks_a_rule_and_of_the_committed_what_does_so_among_them():
+    empty, draft = torch.full((16,), -1), change(BOARD, c0=1)
+    unsure = ["unsure"] * 16
+    assert kinds(FOUR, empty, BOARD, cells()) == unsure
+    assert kinds(FOUR, empty, draft, cells()) == ["wrong", "wrong"] + unsure[:6] + ["wrong"] + unsure[:7]
+    assert kinds(FOUR, empty, draft, cells(8)) == ["wrong", "wrong"] + unsure[:6] + ["committed"] + unsure[:7]
+    assert kinds(FOUR, empty, draft, cells(0, 8)) == ["lost", "wrong"] + unsure[:6] + ["lost"] + unsure[:7]
+    clue = change(empty, c8=1)
+    assert kinds(FOUR, clue, draft, cells(0)) == ["lost", "wrong"] + unsure[:6] + ["clue"] + unsure[:7]
+
+
+# ---- the board that is shown
+
+def script():
+    """Row 0 is right at once; row 1 drafts one wrong cell, then corrects it; row 2 has two wrong cells for good, and takes
+    all three rounds, for the budget of a round is one of them."""
+    wrong = torch.stack([BOARD, change(BOARD, c2=3), change(BOARD, c2=3, c13=1)])
+    low = torch.stack([cells(), cells(2), cells(2, 13)])
+    right = torch.stack([BOARD, BOARD, wrong[2]])
+    doubt = torch.stack([cells(), cells(), cells(2, 13)])
+    p_max = lambda unsure: torch.where(unsure, UNSURE, SURE)
+    return (wrong, p_max(low)), (right, p_max(doubt)), (right, p_max(doubt))
+
+
+def test_the_board_shown_is_one_that_went_from_wrong_to_right():
+    given = torch.where(cells(*CLUES), BOARD, -1).repeat(3, 1)
+    given[1, 15] = -1  # to tell the rows apart
+    shown, trace = refine_one(FOUR, Scripted(*script()), given, 3, 0)
+    assert shown.equal(given[1]) and len(trace) == 2
+    assert trace[0].draft.equal(change(BOARD, c2=3)) and trace[1].draft.equal(BOARD)
+    assert trace[0].committed.equal((given[1] < 0) & ~cells(2)) and trace[1].committed.equal(cells(2))
+
+
+def test_where_none_is_corrected_it_is_the_one_that_took_most_rounds():
+    given, rows = torch.where(cells(*CLUES), BOARD, -1).repeat(2, 1), torch.tensor([0, 2])
+    _, trace = refine_one(FOUR, Scripted(*((draft[rows], p_max[rows]) for draft, p_max in script())), given, 3, 0)
+    assert len(trace) == 3 and trace[2].draft.equal(change(BOARD, c2=3, c13=1))
+
+
+def test_a_full_puzzle_is_refused():
+    with pytest.raises(ValueError, match="no empty cell"):
+        refine_one(FOUR, Scripted(), BOARD[None], 3, 0)
+
+
+# ---- the figures
+
+def test_a_panel_shows_each_digit_in_the_color_of_its_kind_and_the_doubt_behind_it():
+    pytest.importorskip("matplotlib")
+    given = torch.where(cells(*CLUES), BOARD, -1)
+    first = Pass(change(BOARD, c2=3, c13=1), torch.full((16,), 0.75), (given < 0) & ~cells(3, 13))
+    figure = draw_board(FOUR, given, [first, Pass(change(BOARD, c2=3), torch.ones(16), cells(3, 13))])
+    one, two = figure.axes
+    assert (one.get_title(), one.get_xlabel()) == ("Round 1: 2 wrong", "8 committed, 2 back to noise")
+    assert (two.get_title(), two.get_xlabel()) == ("Round 2: 1 wrong", "2 committed, 0 back to noise")
+    digits = [(text.get_text(), text.get_color()) for text in one.texts]
+    assert [int(digit) - 1 for digit, _ in digits] == change(BOARD, c2=3, c13=1).tolist()
+    for cell, kind in (0, "clue"), (2, "lost"), (3, "unsure"), (5, "committed"), (13, "wrong"):
+        assert digits[cell][1] == KINDS[kind][0]
+    assert [text.get_position() for text in one.texts[5:7]] == [(1.5, 1.54), (2.5, 1.54)]
+    behind = one.images[0].get_array().reshape(16, 4)
+    assert behind[3, 3] == behind[13, 3] == pytest.approx(0.12 + 0.88 * 0.25)
+    assert list(behind[5]) == [1, 1, 1, 1] and one.images[0].get_extent() == [0, 4, 4, 0]
+    heavy = {line.get_xdata()[0] for line in one.lines if line.get_linewidth() > 1 and list(line.get_ydata()) == [0, 1]}
+    assert heavy == {0, 2, 4}
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend[:-1] == [words for _, _, words in KINDS.values()] and "darker" in legend[-1]
+
+
+def test_a_legend_names_only_what_is_there():
+    pytest.importorskip("matplotlib")
+    figure = draw_board(FOUR, torch.where(cells(0), BOARD, -1), [Pass(BOARD, torch.ones(16), ~cells(0))])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["clue", "committed"]
+
+
+def row(sampler, nfe, percent, **more):
+    return {"sampler": sampler, "nfe": nfe, "percent": percent, "low": percent - 1, "high": percent + 2, **more}
+
+
+DOCUMENTS = [
+    {"objective": "fmlm+", "unconditional": [row("posterior", 9, 80), row("posterior", 1, 20), row("new", 3, 7)],
+     "puzzles": [row("posterior", 4, 60, clues=30), row("posterior", 4, 70, clues="minimal")]},
+    {"objective": "mdm", "unconditional": [row("ancestral", 27, 8)]},
+    {"label": "started from the MDM", "unconditional": [row("posterior", 1, 50)], "puzzles": [row("posterior", 1, 90)]},
+]
+
+
+@pytest.fixture
+def table(tmp_path):
+    def write(documents):
+        path = tmp_path / "table.json"
+        path.write_text(documents if isinstance(documents, str) else json.dumps(documents))
+        return str(path)
+    return write
+
+
+def test_a_table_is_read_as_panels_of_named_lines(table):
+    assert read_table(table(DOCUMENTS)) == {
+        "valid boards, %": {"FMLM+, Posterior Refinement": [(1, 20, 19, 22), (9, 80, 79, 82)], "FMLM+, new": [(3, 7, 6, 9)],
+                            "MDM, ancestral": [(27, 8, 7, 10)], "started from the MDM": [(1, 50, 49, 52)]},
+        "puzzles with 30 clues solved, %": {"FMLM+, Posterior Refinement": [(4, 60, 59, 62)]},
+        "puzzles with minimal clues solved, %": {"FMLM+, Posterior Refinement": [(4, 70, 69, 72)]},
+        "puzzles solved, %": {"started from the MDM": [(1, 90, 89, 92)]}}
+
+
+def test_valid_boards_come_first_even_where_only_a_later_document_has_them(table):
+    documents = [{"label": "a", "unconditional": [], "puzzles": [row("x", 1, 5, clues=3)]}, DOCUMENTS[1]]
+    assert list(read_table(table(documents))) == ["valid boards, %", "puzzles with 3 clues solved, %"]
+
+
+@pytest.mark.parametrize("documents, message", [
+    ("not JSON", "is not what"), ("3", "is not what"), ("{}", "holds no row"), ("[]", "holds no row"), ("[3]", "is not what"),
+    ([{"objective": "mdm", "unconditional": [{"sampler": "ancestral", "nfe": 3}]}], "is not what"),
+    ([{"unconditional": [row("ancestral", 3, 3)]}], "is not what"),
+    ([{"label": "a", "unconditional": [row("ancestral", 3, 3) | {"percent": "many"}]}], "is not what"),
+    ([DOCUMENTS[1], DOCUMENTS[1]], 'two points at one NFE for "MDM, ancestral"'),
+])
+def test_a_file_that_is_no_table_is_one_sentence(table, capsys, documents, message):
+    assert main(["curves", table(documents), "--out", "nowhere.png"]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1 and captured.out == ""
+
+
+def test_a_line_goes_through_its_points_and_looks_the_same_in_every_panel(table):
+    pytest.importorskip("matplotlib")
+    figure = draw_curves(read_table(table(DOCUMENTS)), "a title")
+    boards, thirty = figure.axes[:2]
+    assert [axis.get_title(loc="left") for axis in figure.axes][:2] == ["valid boards, %", "puzzles with 30 clues solved, %"]
+    assert list(boards.lines[0].get_xdata()) == [1, 9] and list(boards.lines[0].get_ydata()) == [20, 80]
+    corners = {tuple(point) for point in boards.collections[0].get_paths()[0].vertices}
+    assert corners >= {(1, 19), (1, 22), (9, 79), (9, 82)}
+    assert [tick.get_text() for tick in boards.get_xticklabels()] == ["1", "3", "9", "27"] and boards.get_xscale() == "log"
+    assert boards.get_ylim() == (0, 100)
+    assert thirty.lines[0].get_color() == boards.lines[0].get_color() != boards.lines[1].get_color()
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["FMLM+, Posterior Refinement", "FMLM+, new", "MDM, ancestral", "started from the MDM"]
+    assert figure.get_suptitle() == "a title"
+
+
+# ---- the command
+
+@pytest.mark.parametrize("arguments", [["--clues", "6"], ["--clues", "minimal"], ["--clues", "0", "--nfe", "5"],
+                                       ["--puzzle", "12.." + 12 * "."]])
+def test_a_board_is_drawn_into_a_file(checkpoint, tmp_path, capsys, arguments):
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "board.png"
+    assert main(["board", checkpoint("fmlm+"), "--out", str(out), *arguments]) == 0
+    assert out.read_bytes().startswith(b"\x89PNG") and capsys.readouterr().out == f"figure: {out}\n"
+
+
+def test_curves_are_drawn_into_a_file(table, tmp_path):
+    pytest.importorskip("matplotlib")
+    assert main(["curves", table(DOCUMENTS), "--out", str(tmp_path / "curves.pdf")]) == 0
+    assert (tmp_path / "curves.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_without_matplotlib_there_is_one_sentence(table, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(["curves", table(DOCUMENTS), "--out", "curves.png"]) == 2
+    assert capsys.readouterr().err == "sudoku.plot: a figure needs matplotlib: pip install matplotlib\n"
+
+
+@pytest.mark.parametrize("objective, arguments, message", [
+    (None, [], "command"),
+    (None, ["table"], "invalid choice"),
+    (None, ["board", "nowhere.pt", "--out", "a.png"], "there is no checkpoint nowhere.pt"),
+    (None, ["curves", "nowhere.json", "--out", "a.png"], "nowhere.json is not what"),
+    ("fmlm+", ["board"], "--out"),
+    ("mdm", ["board", "--out", "a.png"], "does not suit a model trained as mdm"),
+    ("fmlm+", ["board", "--out", "a.png", "--nfe", "0"], "--nfe must be 1 or more"),
+    ("fmlm+", ["board", "--out", "a.png", "--clues", "6", "--nfe", "17"], "17 rounds"),
+    ("fmlm+", ["board", "--out", "a.png", "--seed", "-1"], "--seed from 0"),
+    ("fmlm+", ["board", "--out", "a.png", "--clues", "17"], "1 to 16 clues"),
+    ("fmlm+", ["board", "--out", "a.png", "--clues", "6", "--puzzle", 16 * "."], "not allowed with"),
+    ("fmlm+", ["board", "--out", "a.png", "--puzzle", "123"], "has 3 cells"),
+    ("fmlm+", ["board", "--out", "a.png", "--puzzle", "1234341221434321"], "no empty cell"),
+    ("fmlm+", ["board", "--out", "a.png", "--puzzle", "11" + 14 * "."], "appears twice"),
+])
+def test_bad_input_is_one_sentence_and_status_2(checkpoint, capsys, objective, arguments, message):
+    path = [checkpoint(objective)] if objective else []
+    assert main([*arguments[:1], *path, *arguments[1:]]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith("sudoku.plot: ") and message in captured.err
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("out", ["nowhere/board.png", "board.words"])
+def test_a_picture_that_cannot_be_written_is_one_sentence(checkpoint, tmp_path, capsys, out):
+    pytest.importorskip("matplotlib")
+    assert main(["board", checkpoint("fmlm+"), "--clues", "6", "--out", str(tmp_path / out)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
