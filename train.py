@@ -67,7 +67,8 @@ def training_loss(options: argparse.Namespace, model: fmlm.Model, x1: Tensor, ge
     if objective == "mdm":
         return fmlm.mdm_loss(model, x1, context), generated
     if objective == "mlfm":
-        return fmlm.mlfm_loss(model, x1, context, fmlm.sample_bridge_times(B, device=x1.device, **strata), noise()), generated
+        t = fmlm.sample_bridge_times(B, device=x1.device, **strata)
+        return fmlm.mlfm_loss(model, x1, context, t, noise()), generated
     distilled = round(B * (options.distill or 0))  # taught by an MDM; the others split into diagonal and off-diagonal
     diagonal = B if objective == "flm" else distilled + round((B - distilled) * DIAGONAL)
     boundary = 0 if options.lagrangian else BOUNDARY  # at (0, 1) the Lagrangian target says nothing
@@ -118,7 +119,7 @@ class Run:
                          network={name: getattr(options, name) for name in LARGEST})
         torch.manual_seed(options.seed)  # the initial weights, the same on every process
         self.model = build(self.info).to(self.device)
-        self.model.time_t.requires_grad_(options.objective in ("fmlm", "fmlm+"))  # without a flow map the second time stays silent
+        self.model.time_t.requires_grad_(options.objective in ("fmlm", "fmlm+"))  # else the second time is silent
         self.ema = fmlm.EMA(self.model, options.ema)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=options.lr, weight_decay=0, fused=True)
         for weight in self.model.parameters():  # what AdamW makes at its first step; here, so that `restore` can compare

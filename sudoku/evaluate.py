@@ -122,7 +122,7 @@ def evaluate(path: str, options: argparse.Namespace) -> dict:
     names = [choose_sampler(objective, name)[0] for name in names]
     default = {4: [1, 2, 4, 8, 16], 6: [1, 3, 9, 27], 9: [1, 3, 9, 27, 81]}[shape.size]
     document = {"checkpoint": str(path), "task": info["task"], "objective": objective, "steps": info.get("step"),
-                "parameters": sum(weight.numel() for weight in model.parameters()), "seed": options.seed}
+                "parameters": sum(weight.numel() for weight in model.parameters()), "seed": options.seed, "bf16": options.bf16}
     document["unconditional"] = [unconditional(shape, model, name, nfe, options.n, generator)
                                  for name in names for nfe in options.nfe or default]
     if objective in WITHOUT_CONTEXT:
@@ -177,12 +177,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("-n", type=int, default=1000, help="boards, and puzzles of each kind (default 1000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--bf16", action="store_true", help="matrix products in bfloat16: faster where the processor has it")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     options = parser.parse_args(arguments)
     try:
         if options.n < 1:
             raise ValueError(f"-n must be 1 or more, got {options.n}")
-        documents = [evaluate(path, options) for path in options.checkpoints or [newest_checkpoint()]]
+        with torch.autocast(torch.device(options.device).type, torch.bfloat16, enabled=options.bf16):
+            documents = [evaluate(path, options) for path in options.checkpoints or [newest_checkpoint()]]
     except (ValueError, RuntimeError) as error:
         print(f"sudoku.evaluate: {error}", file=sys.stderr)
         return 2

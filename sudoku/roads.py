@@ -67,9 +67,10 @@ def train(task: str, name: str, seed: int, steps: int | None, minutes: float | N
     road, path = ROADS[name], folder / f"{task}-{name}-{seed}.pt"
     if not path.exists():
         part = path.with_suffix(".part.pt")
-        length = ["--minutes", str(minutes)] if steps is None else ["--steps", str(max(1, round(steps * road.share * 4 / road.cost)))]
-        start = road.options.split() + ([str(folder / f"{task}-{road.base}-{seed}.pt")] if road.base else [])
-        command = [sys.executable, str(TRAIN), task, *length, "--seed", str(seed), "--no-table", "--out", str(part), *start]
+        own = max(1, round((steps or 0) * road.share * 4 / road.cost))
+        length = ["--steps", str(own)] if steps else ["--minutes", str(minutes)]
+        start = road.options.split() + ([folder / f"{task}-{road.base}-{seed}.pt"] if road.base else [])
+        command = [sys.executable, TRAIN, task, *length, "--seed", str(seed), "--no-table", "--out", part, *start]
         if subprocess.run(command).returncode:
             raise ValueError(f"the road {name!r} ended early: run the same command again")
         part.rename(path)
@@ -91,29 +92,32 @@ def measure(task: str, name: str, seed: int, folder: Path, n: int, clues: int, a
     return result
 
 
-def document(task: str, name: str, sampler: str, steps: int, runs: list[dict], seconds: list[float], n: int, clues: int) -> dict:
+def document(name: str, sampler: str, steps: int, runs: list[dict], seconds: list[float], options: argparse.Namespace) -> dict:
     """One line of the table, over seeds: percent is the mean, low and high are the lowest and the highest seed."""
     road, several = ROADS[name], len(ROADS[name].samplers) > 1
     own, total = 4 * steps * road.share, 4 * steps * (road.share + (ROADS[road.base].share if road.base else 0))
-    rows = lambda kind: [{"sampler": sampler, "nfe": nfe, "n": n, "clues": clues, "percent": round(statistics.mean(values), 2),
-                          "low": min(values), "high": max(values)}
+    rows = lambda kind: [{"sampler": sampler, "nfe": nfe, "n": options.n, "clues": options.clues, "low": min(values),
+                          "high": max(values), "percent": round(statistics.mean(values), 2)}
                          for nfe in NFE if (values := [run[sampler, kind, nfe] for run in runs if (sampler, kind, nfe) in run])]
-    return {"label": road.label + (f", {sampler}" if several else ""), "task": task, "seeds": len(runs),
+    return {"label": road.label + (f", {sampler}" if several else ""), "task": options.task, "seeds": len(runs),
             "bound": [round(run["bound"], 2) for run in runs if "bound" in run], "seconds": [round(s) for s in seconds],
             "passes": round(own), "total passes": round(total), "unconditional": rows("boards"), "puzzles": rows("puzzles")}
 
 
 def report(documents: list[dict]) -> str:
+    """The documents as two Markdown tables: valid boards, and puzzles solved where a model knows context."""
     lines = []
     for title, kind in (("valid boards", "unconditional"), ("puzzles solved", "puzzles")):
-        lines += ["", f"{title}, % of {documents[0]['unconditional'][0]['n']}, mean over {documents[0]['seeds']} seeds (lowest - highest)",
-                  f"{'NFE':<40}" + "".join(f"{row['nfe']:>20}" for row in documents[0][kind]) + f"{'passes':>10}{'total':>8}{'s':>6}  bound"]
-        for road in documents:
-            if road[kind]:
-                cells = "".join("{percent:>6.1f} ({low:.1f} - {high:.1f})".format(**row).rjust(20) for row in road[kind])
-                bound = f"{statistics.mean(road['bound']):.2f}" if road["bound"] else ""
-                lines.append(f"{road['label']:<40}{cells}{road['passes']:>10}{road['total passes']:>8}"
-                             f"{statistics.mean(road['seconds']):>6.0f}  {bound}")
+        first, seeds = documents[0][kind], documents[0]["seeds"]
+        clues = f" with {first[0]['clues']} clues" if kind == "puzzles" else ""
+        lines += ["", f"{title}{clues}, % of {first[0]['n']:,}, mean of {seeds} seeds (lowest - highest), by NFE", "",
+                  "| road | " + " | ".join(str(row["nfe"]) for row in first) + " | passes, with its base | minutes | bound |",
+                  "|---" * (len(first) + 4) + "|"]
+        for road in [road for road in documents if road[kind]]:
+            cells = ["{percent:.1f} ({low:.0f} - {high:.0f})".format(**row) for row in road[kind]]
+            cells += [f"{road['passes']:,} of {road['total passes']:,}", f"{statistics.mean(road['seconds']) / 60:.1f}",
+                      f"{statistics.mean(road['bound']):.2f}" if road["bound"] else ""]
+            lines.append(f"| {road['label']} | " + " | ".join(cells) + " |")
     return "\n".join(lines[1:])
 
 
@@ -133,21 +137,21 @@ def main(arguments: list[str] | None = None) -> int:
         if options.minutes <= 0 or options.seeds < 1 or options.n < 1:
             raise ValueError("--minutes must be more than 0, --seeds and -n 1 or more")
         options.folder.mkdir(parents=True, exist_ok=True)
-        names = ["fmlm+"] + [name for name in options.roads or [key for key in ROADS if ROADS[key].samplers] if name != "fmlm+"]
-        names += [base for base in dict.fromkeys(ROADS[name].base for name in names) if base]
-        steps, states, runs = None, {}, {}
+        names = ["fmlm+", *(options.roads or [name for name in ROADS if ROADS[name].samplers])]  # the first gives the budget
+        names = list(dict.fromkeys(names + [ROADS[name].base for name in names if ROADS[name].base]))
+        steps, seconds, runs = None, {}, {}
         for seed in range(options.seeds):  # bases first: they are shorter than what builds on them
             for name in sorted(names, key=lambda name: ROADS[name].base is not None):
                 state = train(options.task, name, seed, steps, options.minutes, options.folder)
-                states[name, seed], steps = state["seconds"], steps or state["step"]
+                seconds[name, seed], steps = state["seconds"], steps or state["step"]
                 if ROADS[name].samplers:
                     runs[name, seed] = measure(options.task, name, seed, options.folder, options.n, options.clues, options.device)
     except (ValueError, OSError) as error:
         print(f"sudoku.roads: {error}", file=sys.stderr)
         return 2
     seeds = range(options.seeds)
-    documents = [document(options.task, name, sampler, steps, [runs[name, seed] for seed in seeds],
-                          [states[name, seed] for seed in seeds], options.n, options.clues)
+    documents = [document(name, sampler, steps, [runs[name, seed] for seed in seeds], [seconds[name, seed] for seed in seeds],
+                          options)
                  for name in ROADS if name in names for sampler in ROADS[name].samplers]
     table = options.folder / f"{options.task}.json"
     table.write_text(json.dumps(documents, indent=1))
