@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Generator, Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Model = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -278,7 +279,7 @@ class Block(nn.Module):
     def forward(self, h: Tensor, times: Sequence[Tensor], related: Tensor) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = (a + b.to(a.dtype) for a, b in zip(times, self.modulation))
         q, k, v = rearrange(self.qkv(normalize(h, shift1, scale1)), "b l (n h d) -> n b h l d", n=3, h=self.heads)
-        bias = torch.einsum("hk,klm->hlm", self.relation, related)
+        bias = torch.tensordot(self.relation, related, 1)
         h = h + gate1 * self.out(rearrange(attention(q, k, v, bias), "b h l d -> b l (h d)"))
         return h + gate2 * self.down(F.relu(self.up(normalize(h, shift2, scale2))).square())
 
@@ -406,7 +407,8 @@ def lagrangian(model: Model, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
     t = 1 it says nothing, for D_1(x) = x.
     """
     generated = (s < 1).to(t.dtype)  # the times of context do not move
-    delta, slope = torch.func.jvp(lambda time: model(x, s, time).exp(), (t,), (generated,))
+    with sdpa_kernel(SDPBackend.MATH):  # the fused attention of a GPU has no forward mode
+        delta, slope = torch.func.jvp(lambda time: model(x, s, time).exp(), (t,), (generated,))
     denoised = model(flow_map(x, delta, s, t), t, t).exp()
     target = (denoised - _ratio((t - s) * (1 - t), 1 - s, 0.0)[..., None] * slope).clamp(min=0)
     return target / target.sum(-1, keepdim=True)

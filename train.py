@@ -104,7 +104,7 @@ def save_checkpoint(path: Path, state: dict) -> None:
 
 def ship(path: Path, state: dict) -> None:
     """Write only what sampling and the model card need of a run, the weights in half precision."""
-    small = {name: state[name] for name in ("format", "task", "objective", "network", "step", "seconds", "options")}
+    small = {name: state.get(name) for name in ("format", "task", "objective", "network", "step", "seconds", "options")}
     weights = {name: value.half() if value.is_floating_point() else value for name, value in state["model"].items()}
     save_checkpoint(path, dict(small, model=weights))
 
@@ -143,7 +143,7 @@ class Run:
             if options.objective == "fmlm":  # the student starts as its teacher: the second time is silent
                 self.load(info)
         if world > 1:
-            self.network = nn.parallel.DistributedDataParallel(self.network)
+            self.network = nn.parallel.DistributedDataParallel(self.network, broadcast_buffers=False)
 
     def draw(self) -> Tensor:
         """Random training boards, each under a random symmetry, one-hot: (B, L, V)."""
@@ -329,8 +329,8 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, dict | None]
     parser.add_argument("--ship", metavar="FILE", help="train nothing: write the weights of --resume there, in half precision")
     parser.add_argument("--bench", type=int, metavar="N", help="time N steps and train nothing")
     options = parser.parse_args(arguments)
-    if options.ship and not options.resume:
-        raise ValueError("--ship writes the weights of a run, so name the run with --resume")
+    if options.ship and (not options.resume or Path(options.ship).resolve() == Path(options.resume).resolve()):
+        raise ValueError("--ship writes the weights of a run to another file, so name the run with --resume")
     state, settings = None, {}
     if options.resume:
         state = read_checkpoint(options.resume)
@@ -377,6 +377,9 @@ def main(arguments: list[str] | None = None) -> int:
         if world > 1 and torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         options, state = parse(arguments)
+        if options.ship:
+            ship(Path(options.ship), state)
+            return 0
         if options.batch % world:
             raise ValueError(f"--batch {options.batch} must be a multiple of the {world} processes")
         out = Path(options.out or options.resume or CHECKPOINTS / f"{options.task}-{options.objective}.pt")
@@ -386,9 +389,6 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError(f"cannot write {out}: --out must name a file in a folder that exists and can be written to")
         if world > 1:  # gradients travel by nccl, the agreement on when to end by gloo: it does not wait for the GPU
             dist.init_process_group("cpu:gloo,cuda:nccl" if options.device.type == "cuda" else "gloo")
-        if options.ship:
-            ship(Path(options.ship), state)
-            return 0
         run = Run(options, rank, world)
         if options.init:
             start = read_checkpoint(options.init)
@@ -414,6 +414,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     finally:
         if dist.is_initialized():
+            run = None  # whoever holds the group last ends its threads, and DDP would wait for them for ever
             dist.destroy_process_group()
 
 

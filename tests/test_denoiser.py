@@ -70,24 +70,41 @@ def test_the_time_embedding_is_an_mlp_of_the_cosines_and_then_the_sines():
 # ---- attention
 
 def test_attention_over_two_tokens_is_the_number_worked_out_by_hand():
-    """d = 4, q = (2 log 3, 0, 0, 0): scores with k = e_1 and 0 are 2 log 3 / sqrt(4) = log 3 and 0, weights 3/4 and 1/4."""
+    """d = 4, q = (2 log 3, 0, 0, 0): scores with k = e_1 and 0 are 2 log 3 / sqrt(4) = log 3 and 0, weights 3/4 and 1/4.
+
+    A bias is added after the division: log 3 for what the first query does not like makes it indifferent, and -log 3
+    tilts the second, whose scores are equal, the other way: 1/4 and 3/4.
+    """
     q, k, v = torch.zeros(3, 1, 1, 2, 4)
     q[..., 0, 0] = 2 * math.log(3)
     k[..., 0, 0] = 1
     v[..., 0, :], v[..., 1, :] = torch.tensor([4.0, 0, 0, 8]), torch.tensor([0, 4.0, 0, 0])
     expected = torch.tensor([[3.0, 1, 0, 6], [2, 2, 0, 4]])  # the second query is zero: equal weights
-    assert (attention(q, k, v)[0, 0] - expected).abs().max() < 1e-6
+    assert (attention(q, k, v, torch.zeros(1, 2, 2))[0, 0] - expected).abs().max() < 1e-6
+    bias = torch.tensor([[[0, math.log(3)], [-math.log(3), 0]]])
+    expected = torch.tensor([[2.0, 2, 0, 4], [1, 3, 0, 2]])
+    assert (attention(q, k, v, bias)[0, 0] - expected).abs().max() < 1e-6
 
 
-def test_attention_is_the_function_of_torch():
+class OnGPU(torch.Tensor):
+    """A tensor that says it is on a GPU, so that the branch for one runs here."""
+
+    is_cuda = True
+
+
+def test_attention_is_the_function_of_torch_with_a_bias_for_every_head_and_the_branch_for_a_gpu_too():
     q, k, v = randn(3, 4, 2, 7, 6)
-    assert (attention(q, k, v) - F.scaled_dot_product_attention(q, k, v)).abs().max() < 1e-5
+    bias = 2 * randn(2, 7, 7, seed=1)
+    expected = F.scaled_dot_product_attention(q, k, v, torch.stack([bias] * 4))
+    assert (attention(q, k, v, bias) - expected).abs().max() < 1e-5
+    assert (attention(*(part.as_subclass(OnGPU) for part in (q, k, v)), bias) - expected).abs().max() < 1e-5
+    assert (expected - F.scaled_dot_product_attention(q, k, v)).abs().max() > 0.1, "the bias matters"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_attention_on_a_gpu_is_that_on_a_cpu():
-    q, k, v = randn(3, 4, 2, 7, 6)
-    assert (attention(q.cuda(), k.cuda(), v.cuda()).cpu() - attention(q, k, v)).abs().max() < 1e-4
+    inputs = *randn(3, 4, 2, 7, 6), randn(2, 7, 7, seed=1)
+    assert (attention(*(part.cuda() for part in inputs)).cpu() - attention(*inputs)).abs().max() < 1e-4
 
 
 # ---- adaptive layer norm, block
@@ -98,25 +115,95 @@ def test_normalize_is_the_number_worked_out_by_hand():
     assert out.flatten().tolist() == pytest.approx([7, 20.5], abs=1e-4)
 
 
-def test_a_fresh_block_is_the_identity_whatever_the_times():
-    block, h = Block(8, 2), randn(3, 5, 8)
-    assert block(h, randn(3, 5, 8, seed=1)).equal(h)
+def test_every_block_of_a_fresh_network_is_the_identity_whatever_the_input_and_the_times():
+    model, seen = Denoiser(3, COORDS, 8, 2, 2), []
+    for block in model.blocks:
+        block.register_forward_hook(lambda block, arguments, h: seen.append(h.equal(arguments[0]) and bool(h.any())))
+    model(*inputs())
+    assert seen == [True, True]
+
+
+RELATED = torch.tensor([[[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]],  # rows
+                        [[1, 0, 1, 0, 1], [0, 1, 0, 1, 0], [1, 0, 1, 0, 1], [0, 1, 0, 1, 0], [1, 0, 1, 0, 1]],  # columns
+                        [[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]]]).float()
 
 
 def test_a_block_is_attention_then_a_squared_relu_mlp_both_modulated_token_by_token():
-    """Every head by hand: head i reads the i-th half of q, k and v. Six modulations a token: shift, scale, gate, twice."""
-    block, h, times = filled(Block(8, 2)), randn(3, 5, 8), randn(3, 5, 8, seed=1)
-    shift1, scale1, gate1, shift2, scale2, gate2 = linear(block.modulation, times).split(8, -1)
+    """Every head by hand: head i reads the i-th half of q, k and v, and prefers what shares coordinate k by relation[i, k].
+    Six modulations a token: shift, scale, gate, twice; those that all blocks share, plus six vectors of the block's own."""
+    block, h, times = filled(Block(8, 2, 3)), randn(3, 5, 8), randn(6, 3, 5, 8, seed=1)
+    torch.nn.init.normal_(block.relation, std=2, generator=seeded(3))
+    shift1, scale1, gate1, shift2, scale2, gate2 = (shared + own for shared, own in zip(times, block.modulation))
     q, k, v = linear(block.qkv, (1 + scale1) * layer_norm(h) + shift1).split(8, -1)
     heads = []
-    for part in slice(0, 4), slice(4, 8):
+    for i, part in enumerate((slice(0, 4), slice(4, 8))):
         scores = q[..., part] @ k[..., part].transpose(1, 2) / 2  # sqrt(4)
+        for relation, shared in zip(block.relation[i], RELATED):
+            scores = scores + relation * shared
         heads.append(scores.softmax(-1) @ v[..., part])
     after = h + gate1 * linear(block.out, torch.cat(heads, -1))
     up = linear(block.up, (1 + scale2) * layer_norm(after) + shift2)
     expected = after + gate2 * linear(block.down, up.clamp(min=0) ** 2)
-    assert (block(h, times) - expected).abs().max() < 1e-5
+    assert (block(h, times, RELATED) - expected).abs().max() < 1e-5
     assert block.qkv.bias is None and block.up.weight.shape == (32, 8) and block.down.weight.shape == (8, 32)
+    assert block.relation.shape == (2, 3) and block.modulation.shape == (6, 8)
+
+
+# ---- relation: who shares a coordinate with whom
+
+def test_the_network_knows_which_tokens_share_which_coordinate():
+    assert Denoiser(3, COORDS).related.equal(RELATED)  # the third coordinate happens to be the first
+
+
+def test_head_h_begins_with_a_preference_of_3_for_coordinate_h_modulo_4_and_every_fourth_for_none():
+    for block in Denoiser(3, COORDS, width=10, depth=2, heads=5).blocks:
+        assert block.relation.tolist() == [[3, 0, 0], [0, 3, 0], [0, 0, 3], [0, 0, 0], [3, 0, 0]]
+    assert Denoiser(3, COORDS[:, :1], width=9, depth=1, heads=3).blocks[0].relation.tolist() == [[3], [0], [3]]
+
+
+@pytest.mark.parametrize("column", [0, 1])
+@pytest.mark.parametrize("bias", [-1e4, 1e4], ids=["an aversion", "a preference"])
+def test_a_bias_acts_on_exactly_the_pairs_that_share_that_coordinate(column, bias):
+    """One block, all heads: with an aversion a token reads only those that share nothing, else only those that do. It
+    sees itself either way, without attention."""
+    model, (x, s, t) = network(depth=1), inputs()
+    with torch.no_grad():
+        model.blocks[0].relation.zero_()[:, column] = bias
+        answer = model(x, s, t)
+        for source in range(5):
+            changed = x.clone()
+            changed[:, source] += 1
+            sees = (model(changed, s, t) - answer).abs().amax((0, 2)) > 1e-5
+            read = RELATED[column, source] == (bias > 0)
+            read[source] = True
+            assert sees.equal(read)
+
+
+def test_every_head_of_every_block_has_a_preference_of_its_own():
+    model, (x, s, t) = network(), inputs()
+    answer = model(x, s, t)
+    for block in model.blocks:
+        for place in [(head, column) for head in range(2) for column in range(3)]:
+            with torch.no_grad():
+                block.relation[place] += 1
+                assert (model(x, s, t) - answer).abs().max() > 1e-4
+                block.relation[place] -= 1
+
+
+def test_tokens_that_share_all_coordinates_have_no_order_and_one_coordinate_gives_them_one():
+    """Tokens 1 and 3 exchanged, x and times: the answers are exchanged, if the two are at the same place. If only one
+    coordinate differs, they are not, even with the same position in all tables: the others are related to but one."""
+    x, s, t = inputs()
+    order = torch.tensor([0, 3, 2, 1, 4])
+    for column, exchanged in [(None, True), (0, False), (1, False), (2, False)]:
+        coords = torch.tensor([[0, 0, 0], [1, 1, 1], [0, 1, 0], [1, 1, 1], [1, 0, 1]])
+        if column is not None:
+            coords[1, column] = 0
+        model = filled(Denoiser(3, coords, 8, 2, 2))
+        for table in model.positions:
+            torch.nn.init.zeros_(table.weight)
+        gap = (model(x[:, order], s[:, order], t[:, order]) - model(x, s, t)[:, order]).abs().max()
+        assert gap < 1e-6 if exchanged else gap > 1e-4
 
 
 # ---- the denoiser as a whole
@@ -130,8 +217,8 @@ def test_the_denoiser_is_the_formula():
     h = linear(model.embed, x) * (1 + linear(model.evidence, times))
     for column, table in enumerate(model.positions):
         h = h + table.weight[COORDS[:, column]]
-    for block in model.blocks:
-        h = block(h, times)
+    for block in model.blocks:  # the six vectors of all blocks come from one layer
+        h = block(h, linear(model.shared, times).split(8, -1), RELATED)
     shift, scale = linear(model.modulation, times).split(8, -1)
     logits = linear(model.head, (1 + scale) * layer_norm(h) + shift)
     capped = (30 * torch.tanh(logits / 30)).exp()
@@ -164,8 +251,8 @@ def test_what_begins_at_zero_and_what_does_not():
     table = model.positions[0].weight
     assert abs(table.std() - 0.5) < 0.028 and abs(table.mean()) < 5 * 0.5 / math.sqrt(4000)
     zero = {name for name, weight in model.named_parameters() if not weight.any()}
-    assert zero == {f"{module}.{kind}" for kind in ("weight", "bias")
-                    for module in ("time_t.mlp.2", "evidence", "modulation", "head", "blocks.0.modulation")}
+    assert zero == {"blocks.0.modulation"} | {f"{module}.{kind}" for kind in ("weight", "bias")
+                                              for module in ("time_t.mlp.2", "evidence", "shared", "modulation", "head")}
 
 
 def test_there_is_one_position_table_a_column_as_long_as_its_largest_coordinate():
@@ -185,10 +272,10 @@ def test_positions_matter_column_by_column():
 def test_tokens_have_no_order_but_their_coords():
     """Permuting the tokens together with their coords permutes the answer."""
     model, (x, s, t), order = network(), inputs(), torch.tensor([3, 0, 4, 1, 2])
-    log_delta = model(x, s, t)
-    model.coords = COORDS[order]
-    assert (model(x[:, order], s[:, order], t[:, order]) - log_delta[:, order]).abs().max() < 1e-5
-    assert (model(x, s, t) - log_delta).abs().max() > 1e-2
+    log_delta, moved = model(x, s, t), Denoiser(3, COORDS[order], 8, 2, 2)
+    moved.load_state_dict(model.state_dict() | {"coords": COORDS[order]})
+    assert (moved(x[:, order], s[:, order], t[:, order]) - log_delta[:, order]).abs().max() < 1e-5
+    assert (moved(x, s, t) - log_delta).abs().max() > 1e-2
 
 
 def test_every_token_sees_every_other():
@@ -335,5 +422,5 @@ def test_the_names_of_the_weights_stay_what_they_are():
     """Renaming one would make every checkpoint unreadable."""
     assert {name.removesuffix(".weight").removesuffix(".bias") for name in network(depth=1).state_dict()} == {
         "coords", "embed", "positions.0", "positions.1", "positions.2", "time_s.mlp.0", "time_s.mlp.2", "time_t.mlp.0",
-        "time_t.mlp.2", "evidence", "blocks.0.modulation", "blocks.0.qkv", "blocks.0.out", "blocks.0.up", "blocks.0.down",
-        "modulation", "head"}
+        "time_t.mlp.2", "evidence", "shared", "blocks.0.relation", "blocks.0.modulation", "blocks.0.qkv", "blocks.0.out",
+        "blocks.0.up", "blocks.0.down", "modulation", "head"}

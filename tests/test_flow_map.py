@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fmlm import (EMA, Denoiser, cross_entropy, flm_loss, flow_map, flow_map_loss, interpolate, mdm_loss, semigroup,
+from fmlm import (EMA, Denoiser, cross_entropy, flm_loss, flow_map, flow_map_loss, interpolate, semigroup,
                   semigroup_target, token_mean, token_times, velocity)
 from toy.exact import Exact
 

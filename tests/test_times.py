@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import fmlm
-from fmlm import decoding_time, inverse_decoding_time, sample_context, sample_times, stratified_uniform
+from fmlm import (decoding_time, inverse_decoding_time, sample_bridge_times, sample_context, sample_times,
+                  stratified_uniform)
 
 
 def seeded(seed=0):
@@ -42,7 +43,7 @@ def test_processes_share_out_the_strata_of_the_global_batch():
 
 def test_draws_follow_the_generator_and_no_other_source():
     for draw in (lambda g: stratified_uniform(8, g), lambda g: torch.stack(sample_times(8, 4, generator=g)),
-                 lambda g: sample_context(torch.zeros(8, 5, dtype=torch.bool), g)[1]):
+                 lambda g: sample_context(torch.zeros(8, 5, dtype=torch.bool), g)[1], lambda g: sample_bridge_times(8, g)):
         torch.manual_seed(1)
         first = draw(seeded(5))
         torch.manual_seed(2)
@@ -80,6 +81,42 @@ def test_prompt_tokens_are_always_context_and_the_others_do_not_notice():
 def test_the_context_of_a_process_comes_from_its_own_strata():
     _, rate = sample_context(torch.zeros(40, 2, dtype=torch.bool), seeded(), rank=1, world=4)
     assert ((rate * 160).long() % 4 == 1).all()
+
+
+def test_a_cosine_masks_more_with_the_law_1_minus_2_over_pi_arcsin():
+    """rate = cos(pi U / 2): P(rate > x) = P(U < 2/pi arccos x) = 1 - 2/pi arcsin x, and the mean is 2/pi.
+
+    U is stratified, so of n rates above x there are n P(rate > x) but for one, and 2/pi arccos(rate) is U itself.
+    """
+    n, length = 1000, 50
+    context, rate = sample_context(torch.zeros(n, length, dtype=torch.bool), seeded(), cosine=True)
+    for x in (0.05, 0.3, 0.5, 0.8, 0.99):
+        assert abs(int((rate > x).sum()) - n * (1 - 2 / math.pi * math.asin(x))) < 1 + 1e-3
+    assert abs(rate.double().mean() - 2 / math.pi) < 1 / n  # the mean of a monotonous function over strata
+    # Hidden tokens: binomial with the rate of their sequence, so 2/pi of all, within 4.5 standard errors.
+    hidden = (~context).double().mean(1)
+    assert abs(hidden.mean() - 2 / math.pi) < 4.5 * math.sqrt(float((rate * (1 - rate)).mean()) / (n * length)) + 1 / n
+    z = (hidden - rate) / (rate * (1 - rate) / length).sqrt()
+    assert z.mean().abs() < 4.5 / math.sqrt(n)
+
+
+def test_without_a_cosine_the_rate_is_the_uniform_itself_and_the_prompt_is_context_in_both():
+    prompt = torch.zeros(64, 6, dtype=torch.bool)
+    prompt[:, 0] = True
+    (plain, uniform), (masked_more, rate) = (sample_context(prompt, seeded(), cosine=cosine) for cosine in (False, True))
+    assert (rate - torch.cos(math.pi / 2 * uniform)).abs().max() < 1e-6
+    assert plain[:, 0].all() and masked_more[:, 0].all() and masked_more.sum() < plain.sum()
+
+
+def test_bridge_times_have_a_uniform_logit_from_minus_5_to_5():
+    n = 1000
+    logit = torch.logit(sample_bridge_times(n, seeded()).double())
+    place = (logit.sort().values + 5) / 10 * n - torch.arange(n)  # one in every stratum, but for rounding
+    assert (place > -0.01).all() and (place < 1.01).all()
+    assert abs(place.mean() - 0.5) < 4.5 * math.sqrt(1 / 12 / n)
+    parts = [sample_bridge_times(20, seeded(rank), rank=rank, world=3) for rank in range(3)]
+    for rank, part in enumerate(parts):
+        assert (((torch.logit(part.double()) + 5) * 6).long() % 3 == rank).all()
 
 
 # ---- s and t
@@ -121,7 +158,31 @@ def test_the_times_of_a_process_come_from_its_own_strata():
     assert ((s * 160).long() % 4 == 2).all()
 
 
+@pytest.mark.parametrize("distilled", [0, 5, 16, 40, 64])
+def test_the_distilled_rows_are_at_0_0_exactly_and_the_others_notice_nothing(distilled):
+    """64 rows, 40 of them on the diagonal: the same draws with and without, and in the others no time that is 0 by accident."""
+    s, t = sample_times(64, max(40, distilled), boundary=0.25, generator=seeded(), distilled=distilled)
+    old_s, old_t = sample_times(64, max(40, distilled), boundary=0.25, generator=seeded())
+    assert (s[:distilled] == 0).all() and (t[:distilled] == 0).all()
+    assert s[distilled:].equal(old_s[distilled:]) and t[distilled:].equal(old_t[distilled:])
+    assert (old_s[:40] > 0).all() and (s[distilled:40] > 0).all() and s[distilled:40].equal(t[distilled:40])
+    if distilled <= 40:  # 24 rows off the diagonal, a quarter of them pinned
+        assert ((s[40:] == 0) & (t[40:] == 1)).sum() == 6
+
+
 # ---- tau
+
+def test_uniform_tau_has_the_law_p_t_less_than_x_is_tau_of_x():
+    """Stratified in tau: of n times exactly floor or ceil n tau(x) lie below x (a Kolmogorov distance of 1/n), but for the
+    table's error, 400 / 4096^2 / 8 = 3e-6, which moves one across an edge at most."""
+    n = 2000
+    for vocab_size in (4, 300):
+        t = inverse_decoding_time(stratified_uniform(n, seeded()), vocab_size)
+        for x in (0.1, 0.3, 0.5, 0.7, 0.9):
+            below = n * float(decoding_time(torch.tensor(x, dtype=torch.float64), vocab_size))
+            assert abs(int((t < x).sum()) - below) <= 2
+        assert abs(int((t < 0.5).sum()) - n / 2) > n / 50, "which is not the uniform law"
+
 
 def test_tau_of_two_words_is_an_error_function():
     """E Phi(z + r) = Phi(r / sqrt 2), so tau = 2 Phi(r / sqrt 2) - 1 = erf(r / 2) with r = t / (1-t)."""

@@ -25,7 +25,7 @@ from torch import Generator
 import fmlm
 import train
 from fmlm import Denoiser
-from sample import FORMAT, build, load_checkpoint, read_checkpoint
+from sample import FORMAT, OBJECTIVES, build, load_checkpoint, posterior_refinement, read_checkpoint
 from sudoku import boards as sudoku
 from train import Run, learning_rate, parse, save_checkpoint, training_loss
 
@@ -92,26 +92,59 @@ def random_model():
     return model
 
 
-@pytest.mark.parametrize("objective", ["fmlm+", "flm", "mdm"])
-def test_the_training_loss_is_the_objectives_own_for_the_same_draws(objective):
-    model, draws = random_model(), Generator().manual_seed(7)
-    x1 = torch.eye(4)[torch.randint(4, (8, 16), generator=Generator().manual_seed(3))]
-    if objective == "flm":
-        t = fmlm.stratified_uniform(8, generator=draws)
-        expected, count = fmlm.flm_loss(model, x1, t, torch.randn(8, 16, 4, generator=draws)), 8 * 16
+def options_of(*arguments):
+    return parse([*TINY, "--steps", "5", *arguments])[0]
+
+
+def boards_of_8():
+    return torch.eye(4)[torch.randint(4, (8, 16), generator=Generator().manual_seed(3))]
+
+
+@pytest.mark.parametrize("objective, options", [
+    ("fmlm+", []), ("fmlm+", ["--lagrangian"]), ("fmlm", []), ("fmlm", ["--no-tau"]), ("flm", []), ("flm", ["--no-tau"]),
+    ("mdm", []), ("mlfm", [])])
+def test_the_training_loss_is_the_objectives_own_for_the_same_draws(objective, options):
+    model, draws, x1 = random_model(), Generator().manual_seed(7), boards_of_8()
+    randn = lambda: torch.randn(8, 16, 4, generator=draws)
+    nothing, lagrangian, parts = torch.zeros(8, 16, dtype=torch.bool), "--lagrangian" in options, {}
+    if objective in ("flm", "fmlm"):
+        context, half = nothing, 8 if objective == "flm" else 4
+        s, t = fmlm.sample_times(8, half, 1 / 32, draws)
+        if not options:
+            s, t = fmlm.inverse_decoding_time(s, 4), fmlm.inverse_decoding_time(t, 4)
+        assert (s < t).sum() == 8 - half
+        expected = (fmlm.flm_loss(model, x1, t, randn()) if objective == "flm" else
+                    fmlm.flow_map_loss(model, x1, context, s, t, randn(), 4))
     else:
-        context, _ = fmlm.sample_context(torch.zeros(8, 16, dtype=torch.bool), draws)
-        count = int((~context).sum())
+        context, _ = fmlm.sample_context(nothing, draws, cosine=objective == "mlfm")
         if objective == "mdm":
             expected = fmlm.mdm_loss(model, x1, context)
-        else:  # half of the batch on the diagonal, 1/32 of the rest at (0, 1)
-            s, t = fmlm.sample_times(8, 4, 1 / 32, draws)
-            expected = fmlm.flow_map_loss(model, x1, context, s, t, torch.randn(8, 16, 4, generator=draws), 4)
-    loss, tokens = training_loss(objective, model, x1, Generator().manual_seed(7))
-    assert loss == expected and int(tokens) == count
+        elif objective == "mlfm":
+            expected = fmlm.mlfm_loss(model, x1, context, fmlm.sample_bridge_times(8, draws), randn())
+        else:  # half of the batch on the diagonal, 1/32 of the rest at (0, 1); there the Lagrangian target says nothing
+            s, t = fmlm.sample_times(8, 4, 0 if lagrangian else 1 / 32, draws)
+            expected = fmlm.flow_map_loss(model, x1, context, s, t, randn(), 4,
+                                          off_diagonal=fmlm.lagrangian if lagrangian else fmlm.semigroup)
+    loss, tokens = training_loss(options_of("--objective", objective, *options), model, x1, Generator().manual_seed(7),
+                                 parts=parts)
+    assert loss == expected and int(tokens) == int((~context).sum())
+    assert set(parts) == ({"diagonal", "off-diagonal"} if objective in ("fmlm", "fmlm+") else set())
 
 
-@pytest.mark.parametrize("objective", ["flm", "mdm", "fmlm+"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_uniform_of_a_process_comes_from_its_own_strata(objective, monkeypatch):
+    asked, stratified = [], fmlm.stratified_uniform
+
+    def recorded(n, generator=None, device="cpu", rank=0, world=1):
+        asked.append((rank, world))
+        return stratified(n, generator, device, rank, world)
+
+    monkeypatch.setattr(fmlm, "stratified_uniform", recorded)
+    training_loss(options_of("--objective", objective), random_model(), boards_of_8(), Generator().manual_seed(7), 2, 5)
+    assert asked and set(asked) == {(2, 5)}
+
+
+@pytest.mark.parametrize("objective", ["flm", "mdm", "mlfm", "fmlm", "fmlm+"])
 def test_the_second_time_learns_only_where_there_is_a_flow_map(objective):
     run = Run(parse([*TINY, "--objective", objective, "--steps", "5"])[0])
     before = {name: weight.clone() for name, weight in run.model.time_t.named_parameters()}
@@ -119,7 +152,7 @@ def test_the_second_time_learns_only_where_there_is_a_flow_map(objective):
         run.loss(run.network, run.draw(), {}).backward()
         run.update()
     still = all(torch.equal(weight, before[name]) for name, weight in run.model.time_t.named_parameters())
-    assert still == (objective != "fmlm+")
+    assert still == (objective in ("flm", "mdm", "mlfm"))
     if still:
         for model in (run.model, run.ema.model):
             assert not model.time_t(torch.rand(3, 16)).any()
@@ -156,10 +189,29 @@ def losses_of(arguments, monkeypatch, end_after=None):
     return losses
 
 
-@pytest.mark.parametrize("objective", ["fmlm+", "mdm"])
-def test_20_steps_and_20_resumed_equal_40_bit_for_bit(objective, tmp_path, monkeypatch):
+def teacher_of(folder, objective, *arguments):
+    """A checkpoint of that objective with random weights; no training could make it more opinionated."""
+    run = Run(options_of("--objective", objective, *arguments))
+    for model in (run.model, run.ema.model):
+        model.load_state_dict(random_model().state_dict())
+    if objective in ("flm", "mdm", "mlfm"):  # the second time of these is silent
+        for weight in [*run.model.time_t.mlp[-1].parameters(), *run.ema.model.time_t.mlp[-1].parameters()]:
+            torch.nn.init.zeros_(weight)
+    save_checkpoint(folder / f"{objective}.pt", run.state())
+    return str(folder / f"{objective}.pt")
+
+
+ROADS = {"fmlm+": ("fmlm+", None, []), "mdm": ("mdm", None, []), "mlfm": ("mlfm", None, []),
+         "an FLM's map": ("fmlm", "flm", []), "taught by an MDM": ("fmlm+", "mdm", []),
+         "Lagrangian, taught by an FMLM+": ("fmlm+", "fmlm+", ["--lagrangian"])}
+
+
+@pytest.mark.parametrize("objective, teacher, options", ROADS.values(), ids=ROADS)
+def test_20_steps_and_20_resumed_equal_40_bit_for_bit(objective, teacher, options, tmp_path, monkeypatch):
     whole, halves = str(tmp_path / "whole.pt"), str(tmp_path / "halves.pt")
-    arguments = [*TINY, "--objective", objective, "--steps", "40"]
+    arguments = [*TINY, "--objective", objective, "--steps", "40", *options]
+    if teacher:
+        arguments += ["--teacher", teacher_of(tmp_path, teacher)]
     expected = losses_of([*arguments, "--out", whole], monkeypatch)
     first = losses_of([*arguments, "--out", halves], monkeypatch, end_after=20)
     assert read_checkpoint(halves)["step"] == len(first) == 20
@@ -183,6 +235,19 @@ def test_a_run_by_steps_can_be_done_in_sittings_of_some_minutes(tmp_path, capsys
     assert 0 < first["seconds"] < 5
     assert train.main(["--resume", path, "--minutes", "0.002", "--device", "cpu"]) == 0
     assert read_checkpoint(path)["step"] > first["step"]
+
+
+def test_a_run_whose_teacher_is_gone_says_which_and_goes_on_with_the_copy_that_it_is_given(tmp_path, capsys):
+    path, teacher = str(tmp_path / "run.pt"), teacher_of(tmp_path, "mdm")
+    assert train.main([*TINY, "--teacher", teacher, "--steps", "2", "--out", path]) == 0
+    os.rename(teacher, tmp_path / "elsewhere.pt")
+    capsys.readouterr()
+    assert train.main(["--resume", path, "--steps", "4"]) == 2
+    assert f"there is no checkpoint {teacher}" in sentence(capsys) and read_checkpoint(path)["step"] == 2
+    assert train.main(["--resume", path, "--steps", "4", "--teacher", str(tmp_path / "elsewhere.pt")]) == 0
+    state = read_checkpoint(path)
+    assert state["step"] == 4
+    assert state["options"]["teacher"] == str(tmp_path / "elsewhere.pt") and state["options"]["distill"] == 0.25
 
 
 def test_precision_is_part_of_a_run_and_resumed_with_it(tmp_path):
@@ -230,7 +295,7 @@ def test_a_run_killed_at_20_random_moments_always_leaves_a_checkpoint_to_resume(
         process = start(["--resume", str(path)] if sitting else [*ENDLESS, "--out", str(path)], str(log),
                         patches={"SAVE_EVERY": 0})  # it writes after every step
         wait_for(path.exists if not sitting else lambda: says(log, "checkpoint"), process)
-        time.sleep(rng.uniform(0, 0.1))
+        time.sleep(rng.uniform(0, 0.2))
         process.kill()
         process.join()
         state = read_checkpoint(path)
@@ -432,6 +497,35 @@ def test_a_run_with_a_field_that_cannot_be_is_not_resumed_but_still_sampled(keys
     load_checkpoint(path)
 
 
+def test_shipped_weights_are_half_precision_small_sampled_from_and_not_resumed(tmp_path, checkpoint, capsys):
+    state, path = read_checkpoint(checkpoint), tmp_path / "shipped.pt"
+    assert train.main(["--resume", str(checkpoint), "--ship", str(path)]) == 0
+    small, before = read_checkpoint(path), checkpoint.read_bytes()
+    assert set(small) == {"format", "task", "objective", "network", "model", "options", "step", "seconds"}
+    for name, weight in state["model"].items():
+        half = small["model"][name]
+        assert half.dtype == (torch.float16 if weight.is_floating_point() else torch.int64)
+        assert half.equal(weight.to(half.dtype))
+    assert all(small[name] == state[name] for name in small.keys() - {"model"})
+    assert path.stat().st_size < len(before) / 2 and checkpoint.read_bytes() == before
+    model, _ = load_checkpoint(path)
+    nothing = torch.zeros(3, 16, dtype=torch.int64)
+    boards = posterior_refinement(model, nothing, nothing.bool(), 4, generator=Generator().manual_seed(0))
+    assert boards.shape == (3, 16) and ((boards >= 0) & (boards < 4)).all()
+    capsys.readouterr()
+    assert train.main(["--resume", str(path), "--no-compile"]) == 2
+    assert "holds weights to sample from, but no training run to resume" in sentence(capsys)
+
+
+def test_a_run_is_shipped_without_its_teacher_and_without_training(tmp_path, monkeypatch):
+    path, teacher = str(tmp_path / "run.pt"), teacher_of(tmp_path, "mdm")
+    assert train.main([*TINY, "--teacher", teacher, "--steps", "1", "--out", path]) == 0
+    os.unlink(teacher)
+    monkeypatch.setattr(train, "Run", None)
+    assert train.main(["--resume", path, "--ship", str(tmp_path / "shipped.pt")]) == 0
+    assert load_checkpoint(tmp_path / "shipped.pt")[1]["objective"] == "fmlm+"
+
+
 def test_weights_alone_in_half_precision_are_enough_to_sample_and_say_that_they_cannot_be_resumed(tmp_path, checkpoint, capsys):
     state, path = read_checkpoint(checkpoint), str(tmp_path / "shipped.pt")
     half = {name: weight.half() if weight.is_floating_point() else weight for name, weight in state["model"].items()}
@@ -508,7 +602,8 @@ def test_two_processes_average_to_the_gradients_of_one_with_the_joint_batch(obje
     both = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     model, (x1, context, s, t, noise, share) = random_model(), joint_batch()
     model.time_t.requires_grad_(objective == "fmlm+")
-    loss = {"mdm": lambda: fmlm.mdm_loss(model, x1, context), "flm": lambda: fmlm.flm_loss(model, x1, t, noise),
+    tau = fmlm.inverse_decoding_time(t, 4)  # the times of an FLM are drawn in decoding time
+    loss = {"mdm": lambda: fmlm.mdm_loss(model, x1, context), "flm": lambda: fmlm.flm_loss(model, x1, tau, noise),
             "fmlm+": lambda: fmlm.flow_map_loss(model, x1, context, s, t, noise, diagonal=4)}[objective]()
     loss.backward()
     expected = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
