@@ -143,7 +143,7 @@ class Run:
             if options.objective == "fmlm":  # the student starts as its teacher: the second time is silent
                 self.load(info)
         if world > 1:
-            self.network = nn.parallel.DistributedDataParallel(self.network, broadcast_buffers=False)
+            self.network = nn.parallel.DistributedDataParallel(self.network)
 
     def draw(self) -> Tensor:
         """Random training boards, each under a random symmetry, one-hot: (B, L, V)."""
@@ -382,6 +382,8 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         if options.batch % world:
             raise ValueError(f"--batch {options.batch} must be a multiple of the {world} processes")
+        if options.lagrangian and world > 1:
+            raise ValueError("--lagrangian trains in one process: DistributedDataParallel has no forward mode")
         out = Path(options.out or options.resume or CHECKPOINTS / f"{options.task}-{options.objective}.pt")
         if not options.out:
             CHECKPOINTS.mkdir(exist_ok=True)

@@ -638,6 +638,18 @@ def test_a_signal_to_one_of_two_processes_ends_both_after_the_same_step(receiver
     assert statuses(processes, 20) == [143, 143] and read_checkpoint(path)["step"] > 0
 
 
+def test_the_lagrangian_target_in_several_processes_is_refused_in_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert train.main([*TINY, "--lagrangian", "--steps", "3", "--out", str(tmp_path / "run.pt")]) == 2
+    assert "--lagrangian trains in one process" in sentence(capsys)
+
+
+def test_weights_are_not_shipped_over_the_run_that_they_are_of(checkpoint, capsys):
+    before = checkpoint.read_bytes()
+    assert train.main(["--resume", str(checkpoint), "--ship", str(checkpoint)]) == 2
+    assert "to another file" in sentence(capsys) and checkpoint.read_bytes() == before
+
+
 def test_a_batch_that_does_not_divide_is_one_sentence_of_the_first_process(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "3")
     for rank in "012":
