@@ -158,13 +158,14 @@ def block_diffusion(model: Model, tokens: Tensor, known: Tensor, block_length: i
     return refine(model, tokens, known, blocks, steps_from_0_to_1(steps), commit, generator=generator, trace=trace)
 
 
-def posterior_refinement(model: Model, tokens: Tensor, known: Tensor, rounds: int, threshold: float = 0.999,
+def posterior_refinement(model: Model, tokens: Tensor, known: Tensor, rounds: int, threshold: float = 0.9999,
                          flow_steps: int = 1, fresh: bool = True, generator: Generator | None = None,
                          trace: list | None = None) -> Tensor:
     """Posterior Refinement (2606.24773): draft the whole sequence with delta_{0,1}, commit what is sure *given the
     draft* (p_max >= threshold) and at least the uniform budget, give the rest fresh noise, repeat.
 
-    NFE = rounds * flow_steps, less where all tokens are committed before. `fresh` = False keeps the first noise.
+    NFE = rounds * flow_steps, less where all tokens are committed before. `fresh` = False keeps the first noise. The
+    published threshold is 0.999; a small network is too sure of itself for it (python -m sudoku.refinement).
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must lie in [0, 1], got {threshold}")

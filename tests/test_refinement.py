@@ -135,7 +135,7 @@ def test_every_variant_gets_the_same_passes_the_same_puzzles_and_the_same_first_
     rows = sweep(Constant(0.5), given, solutions, nfe, 5)
     assert [variant.get("flow_steps", 1) for _, variant, _, _ in calls] == steps
     assert [rounds * step for (rounds, *_), step in zip(calls, steps)] == [nfe] * len(steps)
-    assert [variant.get("threshold", 0.999) for _, variant, _, _ in calls][:5] == [0, 0.9, 0.99, 0.999, 1]
+    assert [variant.get("threshold", 0.9999) for _, variant, _, _ in calls][:6] == [0, 0.9, 0.99, 0.999, 0.9999, 1]
     assert [variant.get("fresh", True) for _, variant, _, _ in calls] == [True] * (len(steps) - 1) + [False]
     assert all(tokens.equal(given.clamp(min=0)) for _, _, tokens, _ in calls)
     assert all(state.equal(torch.Generator().manual_seed(5).get_state()) for *_, state in calls)
