@@ -8,6 +8,8 @@ import torch
 import fmlm
 from fmlm import (decoding_time, inverse_decoding_time, sample_bridge_times, sample_context, sample_times,
                   stratified_uniform)
+from toy import vocabulary
+from toy.exact import Exact
 
 
 def seeded(seed=0):
@@ -248,3 +250,18 @@ def test_tau_refuses_what_is_no_time_and_no_vocabulary():
     for vocab_size in (0, 1):
         with pytest.raises(ValueError, match="at least 2"):
             decoding_time(torch.tensor(0.5), vocab_size)
+
+
+@pytest.mark.parametrize("r, slack", [(2, -0.12), (6, 0.12)])
+def test_few_steps_uniform_in_tau_decode_a_large_vocabulary_better_than_steps_uniform_in_t(r, slack):
+    """Two Euler steps of the exact denoiser, 1,000 samples: the standard error of a difference is at most 0.022. With 36
+    words the second step falls at t = 0.5 or at tau = 0.5, t = 0.68; with 4 words the two are at 0.5 and 0.55, alike."""
+    model = vocabulary.euler(Exact(vocabulary.sequences(r)))
+    in_t, in_tau = (vocabulary.valid(model, r, 2, tau, 1000, 0) for tau in (False, True))
+    assert (in_tau - in_t > slack) if slack > 0 else abs(in_tau - in_t) < -slack
+
+
+def test_every_sequence_of_the_vocabulary_toy_is_there_once_and_valid():
+    data = vocabulary.sequences(2).tolist()
+    assert len(set(map(tuple, data))) == 16 and [1, 2, 0] in data and [2, 1, 3] in data and [3, 0, 2] in data
+    assert vocabulary.main(["-n", "0"]) == 2
