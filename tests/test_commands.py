@@ -339,7 +339,7 @@ TRAINING = {  # arguments, with {names} of files, and what the sentence must say
     "resume with another target": (["--resume", "{fmlm+}", "--lagrangian"], "a run with lagrangian None, not True"),
     "resume without tau": (["--resume", "{flm}", "--no-tau"], "a run with tau True, not False"),
     "resume with a teacher of nothing": (["--resume", "{mdm}", "--teacher", "{mdm}"], "--teacher is for fmlm and fmlm+, not for mdm"),
-    "ship nothing": (["--ship", "{folder}/x"], "--ship writes the weights of a run, so name the run with --resume"),
+    "ship nothing": (["--ship", "{folder}/x"], "so name the run with --resume"),
     "ship what is missing": (["--resume", "{missing}", "--ship", "{folder}/x"], "there is no checkpoint {missing}"),
     "ship into no folder": (["--resume", "{mdm}", "--ship", "{missing}/x"], "cannot write {missing}/x"),
     "ship onto a folder": (["--resume", "{mdm}", "--ship", "{folder}"], "cannot write {folder}"),
