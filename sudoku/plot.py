@@ -5,7 +5,8 @@
 
 `board` looks for what it shows: of 64 held-out puzzles it takes those whose first draft is wrong and whose last is right,
 and of these the first that took most rounds. --puzzle takes the puzzle as it is, --clues 0 draws boards from nothing.
-`curves` reads what `python -m sudoku.evaluate CKPT... --json` prints; a document may name its line with a "label".
+`curves` reads what `python -m sudoku.evaluate CKPT... --json` prints, or the table that `python -m sudoku.roads` saves; a
+document may name its line with a "label".
 """
 
 from __future__ import annotations
@@ -139,8 +140,7 @@ def read_table(path: str) -> dict[str, dict[str, list[tuple[float, ...]]]]:
         documents = json.loads(Path(path).read_text())
         for key, document, row in [(key, document, row) for key in ("unconditional", "puzzles") for document in documents
                                    for row in document.get(key, [])]:
-            clues = f" with {row['clues']} clues" if "clues" in row else ""  # sudoku.roads has one number for all
-            panel = "valid boards, %" if key == "unconditional" else f"puzzles{clues} solved, %"
+            panel = "valid boards, %" if key == "unconditional" else f"puzzles with {row['clues']} clues solved, %"
             line = document.get("label") or f"{document['objective'].upper()}, {WORDS.get(row['sampler'], row['sampler'])}"
             points = panels.setdefault(panel, {}).setdefault(line, [])
             points.append(tuple(float(row[key]) for key in ("nfe", "percent", "low", "high")))
@@ -156,7 +156,8 @@ def read_table(path: str) -> dict[str, dict[str, list[tuple[float, ...]]]]:
 
 
 def draw_curves(panels: dict[str, dict[str, list[tuple[float, ...]]]], title: str | None) -> Figure:
-    """One panel for each key, from `read_table`. A line looks the same in all of them; its band is the 95% interval."""
+    """One panel for each key, from `read_table`. A line looks the same in all of them; its band goes from low to high:
+    the 95% interval of sudoku.evaluate, the lowest and the highest seed of sudoku.roads."""
     figure = new_figure(max(3.2 * len(panels), 5.5), 3.8)
     names, legend = list(dict.fromkeys(name for lines in panels.values() for name in lines)), {}
     for axis, (panel, lines) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items()):

@@ -7,11 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import sample
 from sudoku import boards as sudoku
 from sudoku.evaluate import (against_exact, interval, likelihood_bound, main, posterior, puzzles, report, run_sampler,
                              share, unconditional)
 from toy.exact import Exact
+
+pytestmark = pytest.mark.usefixtures("cache")
 
 FOUR = sudoku.SHAPES["sudoku4"]
 BOARDS = sudoku.all_boards(FOUR)
@@ -39,23 +40,6 @@ def uniform():
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """No test reads or writes the real cache."""
-    monkeypatch.setattr(sudoku, "CACHE", tmp_path / "cache")
-
-
-@pytest.fixture
-def checkpoint(tmp_path):
-    """A function that writes a fresh network as train.py would."""
-    def write(objective):
-        network = {"vocab_size": 4, "width": 8, "depth": 1, "heads": 2}
-        state = {"format": sample.FORMAT, "task": "sudoku4", "objective": objective, "network": network, "step": 7}
-        torch.save(state | {"model": sample.build(state).state_dict()}, tmp_path / f"{objective}.pt")
-        return str(tmp_path / f"{objective}.pt")
-    return write
 
 
 # ---- shares and their intervals

@@ -5,11 +5,12 @@ import json
 import pytest
 import torch
 
-import sample
 from sample import Pass
 from sudoku import boards as sudoku, refinement
 from sudoku.refinement import calibration, low_confidence, main, one_pass, passes_used, percent, refined, sweep
 from toy.exact import Exact
+
+pytestmark = pytest.mark.usefixtures("cache")
 
 FOUR = sudoku.SHAPES["sudoku4"]
 EXACT = Exact(sudoku.all_boards(FOUR))
@@ -26,23 +27,6 @@ class Constant:
     def __call__(self, x, s, t):
         p, self.p_max = torch.tensor([self.p_max] + 3 * [(1 - self.p_max) / 3]), self.later
         return p.log().expand(x.shape)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """No test reads or writes the real cache."""
-    monkeypatch.setattr(sudoku, "CACHE", tmp_path / "cache")
-
-
-@pytest.fixture
-def checkpoint(tmp_path):
-    """A function that writes a fresh network as train.py would."""
-    def write(objective):
-        network = {"vocab_size": 4, "width": 8, "depth": 1, "heads": 2}
-        state = {"format": sample.FORMAT, "task": "sudoku4", "objective": objective, "network": network, "step": 7}
-        torch.save(state | {"model": sample.build(state).state_dict()}, tmp_path / f"{objective}.pt")
-        return str(tmp_path / f"{objective}.pt")
-    return write
 
 
 # ---- counting

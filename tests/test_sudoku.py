@@ -11,6 +11,8 @@ from sudoku.boards import (BOARD_COUNT, SHAPES, all_boards, augment, count_solut
                            make_puzzle, make_puzzles, minimal_puzzle, orbit, parse, pretty, random_boards, shape_of, solve,
                            to_string, valid)
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 FOUR, SIX, NINE = SHAPES["sudoku4"], SHAPES["sudoku6"], SHAPES["sudoku9"]
 every_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 larger_shape = pytest.mark.parametrize("shape", [SIX, NINE], ids=["sudoku6", "sudoku9"])
@@ -19,13 +21,6 @@ larger_shape = pytest.mark.parametrize("shape", [SIX, NINE], ids=["sudoku6", "su
 PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
 SOLUTION = "534678912672195348198342567859761423426853791713924856961537284287419635345286179"
 SMALL = "1234341221434321"  # a 4x4 board
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """No test reads or writes the real cache."""
-    monkeypatch.setattr(module, "CACHE", tmp_path / "cache")
-    return tmp_path / "cache"
 
 
 def rows(boards):

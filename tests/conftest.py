@@ -1,0 +1,25 @@
+"""What several chapters need: a cache of their own, and a checkpoint on demand."""
+
+import pytest
+import torch
+
+import sample
+from sudoku import boards as sudoku
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """With pytest.mark.usefixtures("cache"), no test of a file reads or writes the real cache."""
+    monkeypatch.setattr(sudoku, "CACHE", tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A function that writes a fresh network as train.py would."""
+    def write(objective):
+        network = {"vocab_size": 4, "width": 8, "depth": 1, "heads": 2}
+        state = {"format": sample.FORMAT, "task": "sudoku4", "objective": objective, "network": network, "step": 7}
+        torch.save(state | {"model": sample.build(state).state_dict()}, tmp_path / f"{objective}.pt")
+        return str(tmp_path / f"{objective}.pt")
+    return write
