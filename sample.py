@@ -326,12 +326,23 @@ def read_checkpoint(path: str | Path) -> dict:
     return state
 
 
-def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> tuple[Denoiser, dict]:
+def compiled(model: Denoiser, device: str | torch.device, dynamic: bool | None = None) -> Denoiser:
+    """The network compiled, or as it is where that does not work: it takes a compiler of C++, on a GPU Triton."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.zeros(2, device=device))
+        return torch.compile(model, dynamic=dynamic)
+    except Exception:  # what is missing can fail in any way
+        print("torch.compile does not work here: going on without it, at half the speed", file=sys.stderr)
+        return model
+
+
+def load_checkpoint(path: str | Path, device: str | torch.device = "cpu", compile: bool = False) -> tuple[Denoiser, dict]:
     """The network of a checkpoint, ready to sample from, and what the file says of it. Raises as `read_checkpoint`."""
     state = read_checkpoint(path)
     model = build(state)
     model.load_state_dict(state["model"])  # half precision is widened here
-    return model.to(device).eval().requires_grad_(False), state
+    model = model.to(device).eval().requires_grad_(False)
+    return compiled(model, device) if compile else model, state
 
 
 def newest_checkpoint() -> Path:
@@ -386,6 +397,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--bench", action="store_true", help="time the sampler by batch and NFE, from nothing but noise")
     parser.add_argument("--bf16", action="store_true", help="matrix products in bfloat16: faster where the processor has it")
+    parser.add_argument("--compile", action="store_true", help="half a minute to start, then faster: for thousands of boards")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -394,7 +406,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError("-n and --nfe must be 1 or more, and --seed from 0 to 2^32 - 1")
         if options.puzzle is not None and options.puzzles is not None or options.trace and options.json:
             raise ValueError("give --puzzle or --puzzles, and --trace or --json, not both")
-        model, info = load_checkpoint(options.checkpoint or newest_checkpoint(), options.device)
+        model, info = load_checkpoint(options.checkpoint or newest_checkpoint(), options.device, options.compile)
         name, sampler = choose_sampler(info["objective"], options.sampler)
         shape, errors = sudoku.SHAPES[info["task"]], []
         if options.bench:

@@ -115,7 +115,7 @@ def likelihood_bound(shape: sudoku.Shape, model: fmlm.Denoiser, objective: str, 
 
 def evaluate(path: str, options: argparse.Namespace) -> dict:
     """Everything there is to say about one checkpoint, as one dictionary."""
-    model, info = load_checkpoint(path, options.device)
+    model, info = load_checkpoint(path, options.device, options.compile)
     shape, objective = sudoku.SHAPES[info["task"]], info["objective"]
     generator = Generator(options.device).manual_seed(options.seed)
     names = options.sampler or [name for name in SAMPLERS if objective in SAMPLERS[name].objectives and name != "block"]
@@ -178,6 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bf16", action="store_true", help="matrix products in bfloat16: faster where the processor has it")
+    parser.add_argument("--compile", action="store_true", help="half a minute to start, then faster: for the large tables")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     options = parser.parse_args(arguments)
     try:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator
 
-from sample import CHECKPOINTS, Parser, device, load_checkpoint, read_checkpoint
+from sample import CHECKPOINTS, WITHOUT_CONTEXT, Parser, device, load_checkpoint, read_checkpoint
 from sudoku import boards as sudoku, evaluate
 
 NFE = [1, 2, 4, 8, 16, 36]
@@ -79,15 +79,15 @@ def train(task: str, name: str, seed: int, steps: int | None, minutes: float | N
 
 def measure(task: str, name: str, seed: int, folder: Path, n: int, clues: int, at: torch.device) -> dict:
     """{(sampler, "boards" or "puzzles", NFE): % right} of one checkpoint, and its likelihood bound if it has one."""
-    model, info = load_checkpoint(folder / f"{task}-{name}-{seed}.pt", at)
+    model, info = load_checkpoint(folder / f"{task}-{name}-{seed}.pt", at, compile=True)
     shape, generator, result = sudoku.SHAPES[task], Generator(at).manual_seed(seed), {}
     for sampler in ROADS[name].samplers:
         for nfe in [nfe for nfe in NFE if nfe <= shape.cells]:
             result[sampler, "boards", nfe] = evaluate.unconditional(shape, model, sampler, nfe, n, generator)["percent"]
-            if info["objective"] not in evaluate.WITHOUT_CONTEXT:
+            if info["objective"] not in WITHOUT_CONTEXT:
                 row = evaluate.puzzles(shape, model, sampler, nfe, n, clues, generator)
                 result[sampler, "puzzles", nfe] = row["percent"]
-    if info["objective"] not in evaluate.WITHOUT_CONTEXT:
+    if info["objective"] not in WITHOUT_CONTEXT:
         result["bound"] = evaluate.likelihood_bound(shape, model, info["objective"], generator)[0]
     return result
 
