@@ -43,28 +43,31 @@ SHIPPED = Path(__file__).parent / "sudoku" / "sudoku9.pt"
 
 
 class Pass(NamedTuple):
-    """One network pass, as `trace` records it, (B, L) each: the tokens drafted, how sure they are, which were committed."""
+    """One network pass, as `trace` records it, (B, L) each: the tokens drafted, how sure they are (those that were
+    committed before: how sure they were), which were committed, and which, committed before, were given back to noise."""
 
     draft: Tensor
     confidence: Tensor
     committed: Tensor
+    reopened: Tensor
 
 
 Commit = Callable[[Tensor, Tensor, int], Tensor]  # (confidence (B, L), unknown (B, L), rounds left) -> (B, L) bool
 
 
-def most_confident(confidence: Tensor, unknown: Tensor, rounds_left: int, budget: int | None = None) -> Tensor:
-    """The uniform budget: the ceil(unknown / rounds left) unknown tokens of highest confidence, (B, L) bool."""
-    budget = budget or -(-unknown.sum(1, keepdim=True) // rounds_left)
+def most_confident(confidence: Tensor, unknown: Tensor, rounds_left: int, budget: int | Tensor | None = None) -> Tensor:
+    """The uniform budget: the ceil(unknown / rounds left) unknown tokens of highest confidence, (B, L) bool; or `budget`."""
+    budget = -(-unknown.sum(1, keepdim=True) // rounds_left) if budget is None else budget
     rank = torch.where(unknown, confidence, -1.0).argsort(1, descending=True).argsort(1)
     return rank < budget
 
 
 @torch.no_grad()
 def refine(model: Model, tokens: Tensor, known: Tensor, rounds: int, path: list[float], commit: Commit, noise: float = 1,
-           fresh: bool = True, move: Callable = flow_map, draw: str = "argmax", judge: str = "max",
+           fresh: bool = True, move: Callable = flow_map, draw: str = "argmax", judge: str = "max", reopen: bool = False,
            generator: Generator | None = None, trace: list | None = None) -> Tensor:
     """Draft, commit, forget, at most `rounds` times; the last round commits everything. NFE = rounds * (len(path) - 1).
+    With `reopen`, a committed token is only as safe as it was sure: `commit` chooses anew among all generated tokens.
 
     tokens: (B, L) int64; known: (B, L) bool, tokens that are given and come back bit for bit; what the other entries of
     `tokens` hold is not read. model: also has `vocab_size`. generator: the only source of randomness, on the device
@@ -83,7 +86,7 @@ def refine(model: Model, tokens: Tensor, known: Tensor, rounds: int, path: list[
     if draw not in ("argmax", "sample") or judge not in ("max", "drawn"):
         raise ValueError(f'draw must be "argmax" or "sample", not {draw!r}, and judge "max" or "drawn", not {judge!r}')
     rand = lambda: torch.rand(tokens.shape, generator=generator, device=tokens.device)
-    x0 = None
+    x0, sure, free = None, torch.ones(tokens.shape, device=tokens.device), ~known
     for rounds_left in range(rounds, 0, -1):
         if known.all():
             break
@@ -101,13 +104,13 @@ def refine(model: Model, tokens: Tensor, known: Tensor, rounds: int, path: list[
                 draft = (delta.cumsum(-1) <= rand()[..., None]).sum(-1).clamp(max=model.vocab_size - 1)
             if judge == "drawn":
                 confidence = delta.gather(-1, draft[..., None])[..., 0]
-            committed = torch.zeros_like(known)
+            draft, confidence, kept = tokens.where(known, draft), sure.where(known, confidence), known
             if i == len(path) - 2:
-                committed = unknown & (commit(confidence, unknown, rounds_left) if rounds_left > 1 else unknown)
-            draft = tokens.where(known, draft)
+                choice = free if reopen else unknown
+                kept = ~choice | (commit(confidence, choice, rounds_left) if rounds_left > 1 else choice)
             if trace is not None:
-                trace.append(Pass(draft, confidence, committed))
-        tokens, known = draft.where(committed, tokens), known | committed
+                trace.append(Pass(draft, confidence, kept & unknown, known & ~kept))
+        tokens, known, sure = draft.where(kept, tokens), kept, confidence
     return tokens
 
 
@@ -159,22 +162,25 @@ def block_diffusion(model: Model, tokens: Tensor, known: Tensor, block_length: i
 
 
 def posterior_refinement(model: Model, tokens: Tensor, known: Tensor, rounds: int, threshold: float = 0.9999,
-                         flow_steps: int = 1, fresh: bool = True, generator: Generator | None = None,
-                         trace: list | None = None) -> Tensor:
+                         flow_steps: int = 1, fresh: bool = True, reopen: bool = False,
+                         generator: Generator | None = None, trace: list | None = None) -> Tensor:
     """Posterior Refinement (2606.24773): draft the whole sequence with delta_{0,1}, commit what is sure *given the
     draft* (p_max >= threshold) and at least the uniform budget, give the rest fresh noise, repeat.
 
     NFE = rounds * flow_steps, less where all tokens are committed before. `fresh` = False keeps the first noise. The
-    published threshold is 0.999; a small network is too sure of itself for it (python -m sudoku.refinement).
+    published threshold is 0.999; a small network is too sure of itself for it (python -m sudoku.refinement). `reopen`
+    (not in the paper): as many tokens are kept as ever, but the surest of all that were generated, so that a later,
+    surer draft takes the place of an early doubtful one.
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must lie in [0, 1], got {threshold}")
 
     def commit(confidence: Tensor, unknown: Tensor, rounds_left: int) -> Tensor:
-        return (confidence >= threshold) | most_confident(confidence, unknown, rounds_left)
+        budget = -(-unknown.sum(1, keepdim=True) * (rounds - rounds_left + 1) // rounds) if reopen else None
+        return (confidence >= threshold) | most_confident(confidence, unknown, rounds_left, budget)
 
     return refine(model, tokens, known, rounds_at_most_tokens(rounds, tokens), steps_from_0_to_1(flow_steps), commit,
-                  fresh=fresh, generator=generator, trace=trace)
+                  fresh=fresh, reopen=reopen, generator=generator, trace=trace)
 
 
 def a_priori_confidence(model: Model, tokens: Tensor, known: Tensor, rounds: int, draw: str = "argmax",
@@ -232,6 +238,7 @@ class Sampler(NamedTuple):
 
 SAMPLERS = {  # the first that suits an objective is its default
     "posterior": Sampler(posterior_refinement, ("fmlm+",)),
+    "posterior-reopened": Sampler(lambda *a, **k: posterior_refinement(*a, reopen=True, **k), ("fmlm+",)),
     "a-priori": Sampler(a_priori_confidence, ("fmlm+",)),
     "a-priori-sampled": Sampler(lambda *a, **k: a_priori_confidence(*a, draw="sample", **k), ("fmlm+",)),
     "flow-map-tau": Sampler(lambda *a, **k: flow_map_sampler(*a, tau=True, **k), ("flm", "fmlm")),
@@ -437,7 +444,8 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         known, color = given[0] >= 0, sys.stdout.isatty() and "NO_COLOR" not in os.environ
         for number, record in enumerate(trace if options.trace else [], 1):
-            draft, confidence, committed = (part[0] for part in record)
+            draft, confidence, committed, reopened = (part[0] for part in record)
+            known = known & ~reopened
             print(f"pass {number}: {int(committed.sum())} committed, {int((~known & ~committed).sum())} back to noise\n"
                   f"{sudoku.pretty_draft(shape, draft, confidence, committed, known, color)}\n")
             known = known | committed

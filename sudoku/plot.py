@@ -38,7 +38,8 @@ KINDS = {  # of a drafted cell: color of its digit, color behind it (None: SHADE
     "wrong": ("#d3202a", None, "unsure and wrong: back to noise"),
     "lost": ("white", (0.83, 0.13, 0.16, 1), "committed, yet wrong"),
 }
-WORDS = {"posterior": "Posterior Refinement", "a-priori": "a-priori confidence", "flow-map": "flow map",
+WORDS = {"posterior": "Posterior Refinement", "posterior-reopened": "Posterior Refinement, reopened",
+         "a-priori": "a-priori confidence", "flow-map": "flow map",
          "a-priori-sampled": "a-priori confidence, sampled", "block": "block diffusion", "confidence": "most confident first",
          "confidence-sampled": "most confident first, sampled", "flow-map-tau": r"flow map, uniform in $\tau$",
          "promotion": "token promotion"}

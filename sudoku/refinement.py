@@ -33,6 +33,8 @@ VARIANTS = {  # a row of the sweep: how it differs from the default threshold 0.
     "2 flow steps a round": dict(flow_steps=2),
     "4 flow steps a round": dict(flow_steps=4),
     "noise kept": dict(fresh=False),
+    "reopened": dict(reopen=True),
+    "reopened, threshold 1": dict(reopen=True, threshold=1.0),
 }
 
 
@@ -66,7 +68,7 @@ def passes_used(known: Tensor, trace: list[Pass]) -> Tensor:
     """How many passes drafted a board before nothing was left to commit: known (B, L) at the start; returns (B,)."""
     passes = torch.zeros(len(known), dtype=torch.int64, device=known.device)
     for record in trace:
-        passes, known = passes + ~known.all(1), known | record.committed
+        passes, known = passes + ~known.all(1), (known | record.committed) & ~record.reopened
     return passes
 
 

@@ -63,7 +63,7 @@ class Oracle:
 @pytest.fixture
 def oracle(monkeypatch):
     info = {"task": "sudoku4", "objective": "mdm"}
-    monkeypatch.setattr(sample, "load_checkpoint", lambda path, device: (Oracle(), info))
+    monkeypatch.setattr(sample, "load_checkpoint", lambda path, device, compile: (Oracle(), info))
 
 
 def solve(*arguments):

@@ -114,8 +114,8 @@ def test_a_full_puzzle_is_refused():
 def test_a_panel_shows_each_digit_in_the_color_of_its_kind_and_the_doubt_behind_it():
     pytest.importorskip("matplotlib")
     given = torch.where(cells(*CLUES), BOARD, -1)
-    first = Pass(change(BOARD, c2=3, c13=1), torch.full((16,), 0.75), (given < 0) & ~cells(3, 13))
-    figure = draw_board(FOUR, given, [first, Pass(change(BOARD, c2=3), torch.ones(16), cells(3, 13))])
+    first = Pass(change(BOARD, c2=3, c13=1), torch.full((16,), 0.75), (given < 0) & ~cells(3, 13), cells())
+    figure = draw_board(FOUR, given, [first, Pass(change(BOARD, c2=3), torch.ones(16), cells(3, 13), cells())])
     one, two = figure.axes
     assert (one.get_title(), one.get_xlabel()) == ("Round 1: 2 wrong", "8 committed, 2 back to noise")
     assert (two.get_title(), two.get_xlabel()) == ("Round 2: 1 wrong", "2 committed, 0 back to noise")
@@ -135,7 +135,7 @@ def test_a_panel_shows_each_digit_in_the_color_of_its_kind_and_the_doubt_behind_
 
 def test_a_legend_names_only_what_is_there():
     pytest.importorskip("matplotlib")
-    figure = draw_board(FOUR, torch.where(cells(0), BOARD, -1), [Pass(BOARD, torch.ones(16), ~cells(0))])
+    figure = draw_board(FOUR, torch.where(cells(0), BOARD, -1), [Pass(BOARD, torch.ones(16), ~cells(0), cells())])
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["clue", "committed"]
 
 

@@ -83,6 +83,7 @@ EVERY = {  # name: (call on 5 tokens, NFE, the times (s, t) of all its passes, w
     "posterior": (lambda *a, **k: posterior_refinement(*a, rounds=3, **k), 3, [(0, 1)] * 3, True),
     "posterior, 2 flow steps": (lambda *a, **k: posterior_refinement(*a, rounds=2, flow_steps=2, **k), 4,
                                 [(0, 0.5), (0.5, 1)] * 2, True),
+    "posterior, reopened": (lambda *a, **k: posterior_refinement(*a, rounds=3, reopen=True, **k), 3, [(0, 1)] * 3, True),
     "a priori": (lambda *a, **k: a_priori_confidence(*a, rounds=3, **k), 3, [(0, 0)] * 3, True),
     "a priori, sampled": (lambda *a, **k: a_priori_confidence(*a, rounds=3, draw="sample", **k), 3, [(0, 0)] * 3, True),
     "confidence": (lambda *a, **k: confidence(*a, steps=3, **k), 3, [(0, 0)] * 3, False),
@@ -409,10 +410,60 @@ def test_what_is_sure_is_committed_beyond_the_budget():
     assert rounds == [[[0, 1, 3]], [[4]], [[2]]]
 
 
-def test_the_threshold_is_0_999_where_none_is_given():
+def test_the_threshold_is_0_9999_where_none_is_given():
     """p_max 0.99992 and 0.99988 beside 1/2: the budget of 4 rounds for 4 tokens is 1, so the second sure one shows the rule."""
     table = [[0.99992, 0.00008], [0.99993, 0.00007], [0.99988, 0.00012], [0.5, 0.5]]
     assert committed_by(posterior_refinement, table, *nothing(1, 4), rounds=4)[0][0] == [[0, 1]]
+
+
+LATER_SURER = [[0.9, 0.8, 0.7, 0.5], [0.5, 0.95, 0.97, 0.5], [0.6, 0.6, 0.5, 0.5]]  # p_max pass by pass; the draft: below
+
+
+def later_surer(number, x):
+    """Token 0 in the first pass, token 1 afterwards, with the p_max above."""
+    p = torch.tensor(LATER_SURER[number])
+    return torch.stack([1 - p, p] if number else [p, 1 - p], -1)
+
+
+def test_a_reopened_token_makes_room_for_surer_ones_of_a_later_draft():
+    """3 unknown, 3 rounds: 1, 2 and 3 are kept. Round 2: 0.97 and 0.95 are surer than the 0.9 of round 1, which goes back."""
+    tokens, known = puzzle([None, None, None, 0])
+    for reopen, committed, reopened, expected in ((True, [[0], [1, 2], [0]], [[], [0], []], [1, 1, 1, 0]),
+                                                  (False, [[0], [2], [1]], [[], [], []], [0, 1, 1, 0])):
+        model, trace = Scripted(later_surer, vocab_size=2), []
+        result = posterior_refinement(model, tokens, known, 3, reopen=reopen, generator=seeded(), trace=trace)
+        assert result.tolist() == [expected]
+        assert [record.committed[0].nonzero()[:, 0].tolist() for record in trace] == committed
+        assert [record.reopened[0].nonzero()[:, 0].tolist() for record in trace] == reopened
+        assert model.calls[2][1].tolist() == [[0, 1, 1, 1] if reopen else [1, 0, 1, 1]], "what was reopened is noise again"
+        assert bool(model.calls[2][0][0, 0].equal(torch.tensor([1.0, 0]))) is not reopen
+
+
+def test_a_committed_token_is_as_sure_as_its_draft_was_and_a_given_one_certain():
+    trace = []
+    posterior_refinement(Scripted(later_surer, vocab_size=2), *puzzle([None, None, None, 0]), 3, generator=seeded(), trace=trace)
+    assert [record.confidence[0].tolist() for record in trace] == [
+        pytest.approx([0.9, 0.8, 0.7, 1]), pytest.approx([0.9, 0.95, 0.97, 1]), pytest.approx([0.9, 0.6, 0.97, 1])]
+
+
+def test_what_is_sure_is_not_reopened():
+    """Threshold 0.8: 0.9 and 0.8 are kept in round 1, and the third, 0.97, in round 2 beside them: more than its budget of 2."""
+    trace = []
+    posterior_refinement(Scripted(later_surer, vocab_size=2), *puzzle([None, None, None, 0]), 3, threshold=0.8, reopen=True,
+                         generator=seeded(), trace=trace)
+    assert [record.committed[0].nonzero()[:, 0].tolist() for record in trace] == [[0, 1], [2]]
+    assert not any(record.reopened.any() for record in trace)
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3, 4])
+def test_reopening_keeps_as_many_tokens_as_the_uniform_budget_would(rounds):
+    """ceil(n r / R) after round r of R, each sequence by its own n; where confidence does not change, nothing is reopened."""
+    tokens, known = puzzle([None] * 5, [None, 0, None, None, 0])
+    trace = []
+    posterior_refinement(Scripted(), tokens, known, rounds, reopen=True, generator=seeded(), trace=trace)
+    kept = torch.stack([record.committed.sum(1) for record in trace]).cumsum(0)
+    assert kept.tolist() == [[math.ceil(n * r / rounds) for n in (5, 3)] for r in range(1, rounds + 1)]
+    assert not any(record.reopened.any() for record in trace)
 
 
 def test_a_token_exactly_at_the_threshold_is_sure():
@@ -642,7 +693,7 @@ def test_a_sampler_of_the_table_refuses_fewer_passes_than_one(name, nfe):
         SAMPLERS[name].run(Scripted(), *nothing(1, 5), nfe)
 
 
-@pytest.mark.parametrize("name", ["posterior", "a-priori", "a-priori-sampled", "block", "confidence", "confidence-sampled"])
+@pytest.mark.parametrize("name", ["posterior", "posterior-reopened", "a-priori", "a-priori-sampled", "block", "confidence", "confidence-sampled"])
 def test_a_sampler_of_the_table_that_commits_in_every_pass_refuses_more_passes_than_tokens(name):
     with pytest.raises(ValueError, match="6 rounds"):
         SAMPLERS[name].run(Scripted(), *nothing(1, 5), 6)
@@ -659,7 +710,7 @@ def test_the_names_of_the_table_stand_for_what_they_say():
         result = SAMPLERS[name].run(model, *nothing(50, 4), 2, generator=seeded())
         (x, s, t), noisy = model.calls[0], bool(model.calls[0][0].any())
         seen[name] = (t.unique().tolist(), noisy, len(result.unique(dim=0)) > 1)
-    assert seen == {"posterior": ([1], True, False), "a-priori": ([0], True, False), "a-priori-sampled": ([0], True, True),
+    assert seen == {"posterior": ([1], True, False), "posterior-reopened": ([1], True, False), "a-priori": ([0], True, False), "a-priori-sampled": ([0], True, True),
                     "flow-map-tau": ([pytest.approx(0.488196, abs=1e-6)], True, False), "promotion": ([0.5], False, True),
                     "flow-map": ([0.5], True, False), "block": ([1], True, False), "confidence": ([0], False, False),
                     "confidence-sampled": ([0], False, True), "ancestral": ([0], False, True)}
@@ -668,7 +719,7 @@ def test_the_names_of_the_table_stand_for_what_they_say():
 def test_an_objective_has_a_default_sampler_and_refuses_those_it_was_not_trained_for():
     default = {"fmlm+": "posterior", "fmlm": "flow-map-tau", "flm": "flow-map-tau", "mdm": "confidence", "mlfm": "promotion"}
     assert {objective: choose_sampler(objective)[0] for objective in OBJECTIVES} == default
-    suits = {"fmlm+": {"posterior", "a-priori", "a-priori-sampled", "flow-map", "block"}, "mlfm": {"promotion"},
+    suits = {"fmlm+": {"posterior", "posterior-reopened", "a-priori", "a-priori-sampled", "flow-map", "block"}, "mlfm": {"promotion"},
              "flm": {"flow-map", "flow-map-tau"}, "fmlm": {"flow-map", "flow-map-tau"},
              "mdm": {"confidence", "confidence-sampled", "ancestral"}}
     for objective, names in suits.items():

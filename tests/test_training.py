@@ -16,6 +16,7 @@ import socket
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -656,3 +657,38 @@ def test_a_batch_that_does_not_divide_is_one_sentence_of_the_first_process(tmp_p
         monkeypatch.setenv("RANK", rank)
         assert train.main([*TINY, "--steps", "3", "--out", str(tmp_path / "run.pt")]) == 2
     assert "--batch 8 must be a multiple of the 3 processes" in sentence(capsys)
+
+
+# ---- fast
+
+def test_a_compiled_network_learns_what_the_network_learns(checkpoint):
+    gradients = []
+    for option in "--compile", "--no-compile":
+        run = Run(parse([*TINY, "--objective", "mdm", option, "--no-bf16", "--steps", "1"])[0])
+        if option == "--compile" and isinstance(run.network, Denoiser):
+            pytest.skip("there is no compiler here")
+        for weight in run.model.parameters():
+            torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(1))
+        run.loss(run.network, run.draw(), {}).backward()
+        gradients.append([weight.grad for weight in run.model.parameters() if weight.requires_grad])
+    assert all((one - two).abs().max() < 1e-6 < two.abs().max() for one, two in zip(*gradients, strict=True))
+    assert not isinstance(load_checkpoint(checkpoint, compile=True)[0], Denoiser)
+
+
+def test_without_a_compiler_the_network_is_used_as_it_is(checkpoint, monkeypatch, capsys):
+    def missing(*arguments, **settings):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", missing)
+    assert isinstance(Run(parse([*TINY, "--compile", "--steps", "1"])[0]).network, Denoiser)
+    assert "does not work here" in capsys.readouterr().err
+    assert isinstance(load_checkpoint(checkpoint, compile=True)[0], Denoiser)
+
+
+def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch):
+    """M_MMAP_THRESHOLD is -3 and its largest value 32 MiB, M_TRIM_THRESHOLD is -1 (malloc.h, mallopt(3))."""
+    asked = []
+    for library in SimpleNamespace(mallopt=lambda *pair: asked.append(pair)), SimpleNamespace():
+        monkeypatch.setattr(train.ctypes, "CDLL", lambda name: library)
+        train.keep_memory()
+    assert asked == [(-3, 32 * 1024**2), (-1, 2**31 - 1)]
