@@ -262,7 +262,7 @@ def train(run: Run, out: Path) -> int:
 
 
 def bench(run: Run, steps: int) -> None:
-    """Time `steps` training steps part by part, after 5 to warm up, and print medians, rates and peak memory."""
+    """Time `steps` training steps part by part, after 5 to warm up, and print times, rates and peak memory."""
     cuda, rows, mark = run.device.type == "cuda", [], 0.0
 
     def lap(part: str) -> None:  # books the time since the last one
@@ -298,15 +298,17 @@ def bench(run: Run, steps: int) -> None:
     product = Timer("F.linear(a, b)", globals=dict(F=F, a=a, b=b), num_threads=torch.get_num_threads()).blocked_autorange()
     if run.rank > 0:
         return
-    parts = {name: statistics.median(row[name] for row in rows[5:]) for name in rows[0]}
-    total = sorted(sum(row.values()) for row in rows[5:])
+    rows = sorted(rows[5:], key=lambda row: sum(row.values()))
+    middle = rows[steps // 4:steps - steps // 4]  # its means add up; medians of each part need not
+    parts = {name: statistics.mean(row[name] for row in middle) for name in rows[0]}
+    total = [sum(row.values()) for row in rows]
     step, low, high = statistics.median(total), total[steps // 10], total[-1 - steps // 10]
     rate, peak = counter.get_total_flops() / step, 2 * tokens * width * 4 * width / product.median
     print(f"{run.options.task} {run.options.objective}, batch {run.options.batch}, {run.device.type}, "
           f"{'bf16' if run.options.bf16 else 'float32'}{', compiled' if run.options.compile else ''}: "
           f"{1e3 * step:.1f} ms per step (10% to 90%: {1e3 * low:.1f} to {1e3 * high:.1f}), "
           f"{tokens / step:,.0f} tokens/s, peak memory {memory / 2**20:,.0f} MiB")
-    print("   ".join(f"{name} {1e3 * seconds:.1f}" for name, seconds in parts.items()) + "   (ms, medians)")
+    print("   ".join(f"{name} {1e3 * seconds:.1f}" for name, seconds in parts.items()) + "   (ms, mean of the middle half)")
     print(f"{rate / 1e9:,.0f} GFLOP/s in matrix products, {100 * rate / peak:.0f}% of the {peak / 1e9:,.0f} GFLOP/s of one "
           f"{tokens} x {width} x {4 * width} product alone")
 

@@ -101,7 +101,7 @@ def test_bench_prints_plausible_numbers_whose_parts_add_up_and_writes_nothing(ob
     assert tokens == pytest.approx(8 * 16 / (step / 1000), rel=0.06)  # the milliseconds are rounded
     parts = {name: float(time) for name, time in re.findall(r"(\w+) ([\d.]+)(?=   )", said)}
     assert list(parts) == ["data", "targets", "forward", "loss", "backward", "optimizer"]
-    assert 0.75 * low - 0.4 <= sum(parts.values()) <= 1.25 * high + 0.4  # medians add up to that where nothing else runs
+    assert low - 0.4 <= sum(parts.values()) <= high + 0.4  # seven roundings to 0.1 ms
     assert (parts["targets"] > 0) == (objective == "fmlm+")
     assert re.search(r"[\d,]+ GFLOP/s in matrix products, \d+% of the [\d,]+ GFLOP/s of one 128 x 16 x 64 product", said)
     assert not path.exists()
