@@ -34,6 +34,7 @@ from fmlm import Denoiser, Model, bridge_step, flow_map, inverse_decoding_time, 
 from sudoku import boards as sudoku
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
+BATCH = 100  # sequences at a time: bounds the memory, and a CPU's caches hold what a layer computes
 SHIPPED = Path(__file__).parent / "sudoku" / "sudoku9.pt"
 
 
@@ -235,6 +236,17 @@ class Sampler(NamedTuple):
     run: Callable[..., Tensor]
     objectives: tuple[str, ...]
 
+    def complete(self, model: Model, given: Tensor, nfe: int, generator: Generator | None = None,
+                 traces: list | None = None) -> Tensor:
+        """Complete `given` (n, L), -1 where unknown, BATCH at a time; appends the trace of each batch to `traces`."""
+        boards = []
+        for part in given.split(BATCH):
+            trace: list[Pass] = []
+            boards.append(self.run(model, part.clamp(min=0), part >= 0, nfe, generator=generator, trace=trace))
+            if traces is not None:
+                traces.append(trace)
+        return torch.cat(boards)
+
 
 SAMPLERS = {  # the first that suits an objective is its default
     "posterior": Sampler(posterior_refinement, ("fmlm+",)),
@@ -428,22 +440,23 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             puzzles = [sudoku.parse(shape, options.puzzle)] if solving else [[-1] * shape.cells] * options.n
         given = torch.tensor(puzzles, device=options.device)
-        generator, trace = Generator(options.device).manual_seed(options.seed), []
+        generator, traces = Generator(options.device).manual_seed(options.seed), []
         start = time.perf_counter()
         with torch.autocast(options.device.type, torch.bfloat16, enabled=options.bf16):
-            boards = sampler.run(model, given.clamp(min=0), given >= 0, options.nfe, generator=generator, trace=trace)
+            boards = sampler.complete(model, given, options.nfe, generator, traces)
         seconds = time.perf_counter() - start
     except (ValueError, RuntimeError) as error:
         print(f"sample.py: {error}", file=sys.stderr)
         return 2
     right = sudoku.valid(shape, boards) & ((boards == given) | (given < 0)).all(1)
+    passes = max(map(len, traces))
     if options.json:
         count = {"puzzles": len(puzzles), "solved": int(right.sum())} if solving else {"valid": int(right.sum())}
         texts = [sudoku.to_string(shape, board) for board in boards.tolist()]
-        print(json.dumps(count | {"nfe": len(trace), "boards": texts}))
+        print(json.dumps(count | {"nfe": passes, "boards": texts}))
     else:
         known, color = given[0] >= 0, sys.stdout.isatty() and "NO_COLOR" not in os.environ
-        for number, record in enumerate(trace if options.trace else [], 1):
+        for number, record in enumerate(traces[0] if options.trace else [], 1):
             draft, confidence, committed, reopened = (part[0] for part in record)
             known = known & ~reopened
             print(f"pass {number}: {int(committed.sum())} committed, {int((~known & ~committed).sum())} back to noise\n"
@@ -459,7 +472,7 @@ def main(arguments: list[str] | None = None) -> int:
                            "2 or more solutions" + ("; the board found is one of them" if good else ""))
             print(f"{sudoku.pretty(shape, board)}\n{verdict}\n")
         print(f"{int(right.sum())} of {len(puzzles)} {'solved' if solving else 'valid'}, {name}, "
-              f"{len(trace)} network passes, {seconds:.2f} s")
+              f"{passes} network passes, {seconds:.2f} s")
     for error in errors:
         print(f"sample.py: {error}", file=sys.stderr)
     return 2 if errors else 0

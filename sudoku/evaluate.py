@@ -19,11 +19,10 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 import fmlm
-from sample import SAMPLERS, WITHOUT_CONTEXT, choose_sampler, load_checkpoint, newest_checkpoint
+from sample import BATCH, SAMPLERS, WITHOUT_CONTEXT, choose_sampler, load_checkpoint, newest_checkpoint
 from sudoku import boards as sudoku
 
 ASIDE = ("block", "posterior-reopened")  # shown on demand: not in the paper's tables
-BATCH = 500  # sequences at a time: bounds the memory
 
 
 def interval(successes: int, n: int) -> tuple[float, float]:
@@ -33,12 +32,6 @@ def interval(successes: int, n: int) -> tuple[float, float]:
     return 100 * (middle - spread) / (1 + z * z / n), 100 * (middle + spread) / (1 + z * z / n)
 
 
-def run_sampler(name: str, model: fmlm.Denoiser, given: Tensor, nfe: int, generator: Generator) -> Tensor:
-    """Complete `given` (n, L), -1 for unknown, in batches."""
-    return torch.cat([SAMPLERS[name].run(model, part.clamp(min=0), part >= 0, nfe, generator=generator)
-                      for part in given.split(BATCH)])
-
-
 def share(hits: Tensor) -> dict:
     low, high = interval(int(hits.sum()), len(hits))
     return {"percent": round(100 * float(hits.float().mean()), 2), "low": round(low, 2), "high": round(high, 2)}
@@ -46,7 +39,7 @@ def share(hits: Tensor) -> dict:
 
 def unconditional(shape: sudoku.Shape, model: fmlm.Denoiser, name: str, nfe: int, n: int, generator: Generator) -> dict:
     """Draw n boards from nothing: the share that is valid, and how many different valid boards there are."""
-    boards = run_sampler(name, model, torch.full((n, shape.cells), -1, device=generator.device), nfe, generator)
+    boards = SAMPLERS[name].complete(model, torch.full((n, shape.cells), -1, device=generator.device), nfe, generator)
     good = sudoku.valid(shape, boards)
     distinct, times = boards[good].unique(dim=0, return_counts=True)
     row = {"sampler": name, "nfe": nfe, "n": n, **share(good), "distinct": len(distinct)}
@@ -61,7 +54,7 @@ def puzzles(shape: sudoku.Shape, model: fmlm.Denoiser, name: str, nfe: int, n: i
             generator: Generator) -> dict:
     """Solve n held-out puzzles that have exactly one solution: the share for which that solution was found."""
     given, solutions = (part.to(generator.device) for part in sudoku.load_puzzles(shape, clues, n))
-    solved = (run_sampler(name, model, given, nfe, generator) == solutions).all(1)
+    solved = (SAMPLERS[name].complete(model, given, nfe, generator) == solutions).all(1)
     return {"sampler": name, "nfe": nfe, "n": n, "clues": clues, **share(solved)}
 
 

@@ -17,9 +17,9 @@ import torch
 from torch import Generator, Tensor
 
 from fmlm import Model
-from sample import Parser, Pass, choose_sampler, device, load_checkpoint, newest_checkpoint, posterior_refinement
+from sample import BATCH, Parser, Pass, choose_sampler, device, load_checkpoint, newest_checkpoint, posterior_refinement
 from sudoku import boards as sudoku
-from sudoku.evaluate import BATCH, clue_count, share
+from sudoku.evaluate import clue_count, share
 
 THRESHOLDS = (0.5, 0.9, 0.99, 0.999)  # p_max below one of these is "low confidence"
 EDGES = (0.0, 0.5, 0.7, 0.9, 0.99, 0.999, 1.0)  # of the calibration bins: narrow where almost all cells are

@@ -185,6 +185,12 @@ def test_a_file_of_puzzles_is_solved_line_by_line(oracle, tmp_path, capsys):
     assert "3 of 3 solved" in said.out and said.err == ""
 
 
+def test_many_puzzles_are_solved_in_batches_and_the_most_passes_of_one_are_said(oracle, tmp_path, capsys):
+    assert solve("--puzzles", lines_file(tmp_path, *[SOLUTION] * 100, PUZZLE), "--json") == 0  # 100 need no pass
+    document = json.loads(capsys.readouterr().out)
+    assert (document["puzzles"], document["solved"], document["nfe"]) == (101, 101, 12)  # 12 empty cells, one a pass
+
+
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
 def test_one_bad_line_is_named_with_its_reason_and_the_others_are_solved(bad, oracle, tmp_path, capsys):
     path = lines_file(tmp_path, PUZZLE, bad, SOLUTION)

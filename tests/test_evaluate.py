@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sample import SAMPLERS
 from sudoku import boards as sudoku
-from sudoku.evaluate import (against_exact, interval, likelihood_bound, main, posterior, puzzles, report, run_sampler,
-                             share, unconditional)
+from sudoku.evaluate import against_exact, interval, likelihood_bound, main, posterior, puzzles, report, share, unconditional
 from toy.exact import Exact
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -20,18 +20,19 @@ EXACT = Exact(BOARDS)
 
 
 class Scripted:
-    """A 4x4 model that answers with a function of (x, s, t), or draws the same rows of tokens in every pass."""
+    """A 4x4 model that answers with a function of (x, s, t), or draws rows of tokens, batch after batch, and again."""
 
     vocab_size = 4
 
     def __init__(self, answer):
         rows = None if callable(answer) else F.one_hot(answer, 4).float().log()
-        self.answer = answer if rows is None else lambda x, s, t: rows
-        self.calls = []
+        self.answer = answer if rows is None else lambda x, s, t: rows[self.drawn % len(rows):][:len(x)]
+        self.calls, self.drawn = [], 0
 
     def __call__(self, x, s, t):
         self.calls.append((x, s, t))
-        return self.answer(x, s, t).expand(x.shape)
+        answer, self.drawn = self.answer(x, s, t), self.drawn + len(x)
+        return answer.expand(x.shape)
 
 
 def uniform():
@@ -105,13 +106,14 @@ def test_one_jump_of_the_exact_model_draws_only_valid_boards():
     assert row["percent"] == 100.0 and 50 < row["distinct"] <= 100
 
 
-def test_boards_are_drawn_in_batches_of_500_and_clues_stay():
-    given = torch.full((1001, 16), -1)
-    given[:, 5] = torch.arange(1001) % 4
-    model = uniform()
-    boards = run_sampler("posterior", model, given, 2, seeded())
-    assert boards.shape == (1001, 16) and boards[:, 5].equal(given[:, 5])
-    assert [len(x) for x, _, _ in model.calls] == [500, 500, 500, 500, 1, 1]
+def test_boards_are_drawn_in_batches_of_100_and_clues_stay():
+    given = torch.full((201, 16), -1)
+    given[:, 5] = torch.arange(201) % 4
+    model, traces = uniform(), []
+    boards = SAMPLERS["posterior"].complete(model, given, 2, seeded(), traces)
+    assert boards.shape == (201, 16) and boards[:, 5].equal(given[:, 5])
+    assert [len(x) for x, _, _ in model.calls] == [100, 100, 100, 100, 1, 1]
+    assert [[len(record.draft) for record in trace] for trace in traces] == [[100, 100], [100, 100], [1, 1]]
     assert all((s[:, 5] == 1).all() for _, s, _ in model.calls) and not model.calls[0][1][:, :5].any()
 
 
@@ -140,12 +142,12 @@ def test_a_valid_board_that_is_not_the_solution_solves_nothing():
 
 @pytest.mark.parametrize("objective, noisy", [("fmlm+", True), ("mdm", False), ("mlfm", False)])
 def test_the_posterior_is_asked_at_0_0_around_the_context(objective, noisy):
-    """3 + 500 + 500 boards: noise of variance 1 +- 5 sqrt(2/n), n = 1003 * 11 * 4, for a flow map; masks for an MDM or MLFM."""
-    boards, context = BOARDS[torch.arange(1003) % 288], (torch.arange(16) % 3 == 0).expand(1003, 16)
+    """100 + 100 + 3 boards: noise of variance 1 +- 5 sqrt(2/n), n = 203 * 10 * 4, for a flow map; masks for an MDM or MLFM."""
+    boards, context = BOARDS[torch.arange(203) % 288], (torch.arange(16) % 3 == 0).expand(203, 16)
     model = uniform()
     posterior(model, objective, boards, context, seeded())
     x, s, t = (torch.cat(part) for part in zip(*model.calls))
-    assert [len(call[0]) for call in model.calls] == [500, 500, 3]
+    assert [len(call[0]) for call in model.calls] == [100, 100, 3]
     assert s.equal(context.float()) and t.equal(context.float())
     assert x[context].equal(F.one_hot(boards, 4).float()[context])
     unknown = x[~context]

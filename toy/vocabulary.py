@@ -2,7 +2,7 @@
 
 Sequences of three words over V = r^2 words, each word a pair (first, second) of digits below r; the third word takes its
 first digit from the first word and its second from the second, so V^2 sequences are possible, and the three words must
-agree. The larger V, the later noise is decoded: half of tau has passed at t = 0.55 for 4 words, at 0.72 for 144.
+agree. The larger V, the later noise is decoded: half of tau has passed at t = 0.55 for 4 words, at 0.74 for 256.
 Printed: valid sequences in % by network passes, Euler steps of the exact denoiser, uniform in t or in tau: no network's
 errors in it, only the steps differ.
 """
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("toy.vocabulary: -n must be 1 or more, and --seed from 0 to 2^32 - 1", file=sys.stderr)
         return 2
     print("| valid, %, by NFE | " + " | ".join(map(str, NFE)) + " |\n" + "|---" * (len(NFE) + 1) + "|")
-    for r in (2, 6, 12):
+    for r in (2, 6, 16):
         model = euler(Exact(sequences(r)))
         for tau in (False, True):
             row = [f"{100 * valid(model, r, nfe, tau, options.n, options.seed):.1f}" for nfe in NFE]
