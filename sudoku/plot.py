@@ -44,7 +44,7 @@ WORDS = {"posterior": "Posterior Refinement", "posterior-reopened": "Posterior R
          "confidence-sampled": "most confident first, sampled", "flow-map-tau": r"flow map, uniform in $\tau$",
          "promotion": "token promotion"}
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe & Ito's: safe for all eyes
-MARKERS = "os^DvP*X"  # eight, and seven colors: 56 lines before two look the same
+MARKERS = "os^DvP*X"  # beside seven colors; lines are dashed once all colors are used
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -164,7 +164,8 @@ def draw_curves(panels: dict[str, dict[str, list[tuple[float, ...]]]], title: st
     for axis, (panel, lines) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items()):
         for name, points in lines.items():
             (nfe, percent, low, high), k = zip(*points), names.index(name)
-            style = dict(color=COLORS[k % len(COLORS)], marker=MARKERS[k % len(MARKERS)], markersize=4.5, clip_on=False)
+            style = dict(color=COLORS[k % len(COLORS)], marker=MARKERS[k % len(MARKERS)], markersize=4.5, clip_on=False,
+                         linestyle=["-", "--", ":"][k // len(COLORS) % 3])
             legend[name], = axis.plot(nfe, percent, **style, zorder=3 + len(names) - k)  # the first line lies on top
             axis.fill_between(nfe, low, high, color=style["color"], alpha=0.15, linewidth=0)
         ticks = sorted({nfe for points in lines.values() for nfe, *_ in points})
