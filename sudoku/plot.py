@@ -159,8 +159,8 @@ def read_table(path: str) -> dict[str, dict[str, list[tuple[float, ...]]]]:
 def draw_curves(panels: dict[str, dict[str, list[tuple[float, ...]]]], title: str | None) -> Figure:
     """One panel for each key, from `read_table`. A line looks the same in all of them; its band goes from low to high:
     the 95% interval of sudoku.evaluate, the lowest and the highest seed of sudoku.roads."""
-    figure = new_figure(max(3.2 * len(panels), 5.5), 3.8)
     names, legend = list(dict.fromkeys(name for lines in panels.values() for name in lines)), {}
+    figure = new_figure(max(3.2 * len(panels), 5.5), 3 + 0.1 * len(names))
     for axis, (panel, lines) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items()):
         for name, points in lines.items():
             (nfe, percent, low, high), k = zip(*points), names.index(name)
