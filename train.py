@@ -12,8 +12,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
 import io
 import math
 import os
@@ -34,36 +32,39 @@ from tqdm import tqdm
 
 import fmlm
 from sample import (CHECKPOINTS, FORMAT, LARGEST, OBJECTIVES, WITHOUT_CONTEXT, Parser, alike, build, compiled, device,
-                    load_checkpoint, read_checkpoint)
+                    keep_memory, load_checkpoint, read_checkpoint)
 from sudoku import boards as sudoku, evaluate
 
 # Settings of each task, chosen for two CPU cores. Rates warm up, stay, and fall linearly over the second half to 2%.
 TASKS = {
-    "sudoku4": dict(minutes=2.3, batch=256, width=64, depth=5, heads=4, boards=288),
-    "sudoku6": dict(minutes=9.5, batch=128, width=96, depth=6, heads=4, boards=20_000),
-    "sudoku9": dict(minutes=100., batch=128, width=128, depth=8, heads=4, boards=50_000),
+    "sudoku4": dict(minutes=2.3, batch=256, width=64, depth=5, heads=4, boards=288, puzzles=0),
+    "sudoku6": dict(minutes=9.5, batch=128, width=96, depth=6, heads=4, boards=20_000, puzzles=0),
+    "sudoku9": dict(minutes=100., batch=128, width=128, depth=8, heads=4, boards=50_000, puzzles=20_000),
 }
 ALL_TASKS = dict(objective="fmlm+", lr=2e-3, warmup=100, ema=0.999, seed=0, bf16=True, compile=True)
 RECIPE = dict(task=str, objective=str, steps=int, minutes=float, width=int, depth=int, heads=int, batch=int, lr=float,
-              warmup=int, ema=float, boards=int, seed=int, bf16=bool, compile=bool, tau=bool, lagrangian=bool, teacher=str,
+              warmup=int, ema=float, boards=int, puzzles=int, seed=int, bf16=bool, compile=bool, tau=bool, lagrangian=bool, teacher=str,
               distill=float)  # what makes a run: saved with it
 STARTS = {"fmlm+": ("mdm", "fmlm+"), "fmlm": ("flm", "fmlm"), "flm": ("flm",), "mdm": ("mdm",), "mlfm": ("mdm", "mlfm")}
 TEACHERS = {"fmlm+": ("mdm", "fmlm+"), "fmlm": ("flm",)}  # what an objective can start from, and learn from
 DIAGONAL = 0.5  # share of a batch with s = t, trained on the data; the others learn the flow map from the network itself
 BOUNDARY = 1 / 32  # share of the others pinned at (s, t) = (0, 1)
+PROMPTED = 0.5  # share of a batch, where there are puzzles, in which the clues of one are context, and random cells more
 SAVE_EVERY = 60  # seconds
 NO_RUN = "holds weights to sample from, but no training run to resume"
 
 
 def training_loss(options: argparse.Namespace, model: fmlm.Model, x1: Tensor, generator: Generator, rank: int = 0,
-                  world: int = 1, parts: dict | None = None, teacher: fmlm.Model | None = None) -> tuple[Tensor, Tensor]:
-    """Draw context, times and noise for x1 (B, L, V); returns the loss and the number of tokens it is a mean over."""
+                  world: int = 1, parts: dict | None = None, teacher: fmlm.Model | None = None,
+                  prompt: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Draw context, `prompt` (B, L) and more, times and noise for x1 (B, L, V); returns the loss and the number of tokens
+    it is a mean over."""
     B, objective = len(x1), options.objective
     strata = dict(generator=generator, rank=rank, world=world)
     noise = lambda: torch.randn(x1.shape, generator=generator, device=x1.device)
     context = torch.zeros(x1.shape[:2], dtype=torch.bool, device=x1.device)
     if objective not in WITHOUT_CONTEXT:
-        context, _ = fmlm.sample_context(context, **strata, cosine=objective == "mlfm")
+        context, _ = fmlm.sample_context(context if prompt is None else prompt, **strata, cosine=objective == "mlfm")
     generated = (~context).sum()
     if objective == "mdm":
         return fmlm.mdm_loss(model, x1, context), generated
@@ -110,14 +111,6 @@ def ship(path: Path, state: dict) -> None:
     save_checkpoint(path, dict(small, model=weights))
 
 
-def keep_memory() -> None:
-    """Ask the C library to keep what a step frees for the next one: fresh pages cost a tenth to a fifth of a step on a CPU."""
-    with contextlib.suppress(OSError, TypeError, AttributeError):  # only glibc can
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, at its largest: 32 MiB
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-
-
 class Run:
     """A training run: everything that a checkpoint saves, and the step that changes it."""
 
@@ -136,6 +129,10 @@ class Run:
                                                 exp_avg=torch.zeros_like(weight), exp_avg_sq=torch.zeros_like(weight))
         self.generator = Generator(self.device).manual_seed(options.seed * world + rank)
         self.boards = sudoku.load_boards(self.shape, "train", options.boards).to(self.device)
+        self.puzzles = None
+        if options.puzzles:  # boards too, with their clues marked
+            clues, solutions = sudoku.load_puzzles(self.shape, "minimal", options.puzzles, split="train")
+            self.puzzles = (solutions + self.shape.size * (clues >= 0)).to(self.device)
         self.step, self.seconds = 0, 0.0
         self.broken = torch.tensor(0, device=self.device)  # the first step, from 1, whose gradient was not finite
         self.network = compiled(self.model, self.device, dynamic=False) if options.compile else self.model
@@ -155,14 +152,19 @@ class Run:
             self.network = nn.parallel.DistributedDataParallel(self.network)
 
     def draw(self) -> Tensor:
-        """Random training boards, each under a random symmetry, one-hot: (B, L, V)."""
-        n = self.options.batch // self.world
-        chosen = torch.randint(len(self.boards), (n,), generator=self.generator, device=self.device)
-        return F.one_hot(sudoku.augment(self.shape, self.boards[chosen], self.generator), self.shape.size).float()
+        """Random training boards, each under a random symmetry: (B, L), the digits from `size` on are a puzzle's clues."""
+        n, strata = self.options.batch // self.world, dict(generator=self.generator, device=self.device)
+        boards = self.boards[torch.randint(len(self.boards), (n,), **strata)]
+        if self.puzzles is not None:
+            puzzles = self.puzzles[torch.randint(len(self.puzzles), (n,), **strata)]
+            boards = torch.where(torch.rand(n, 1, **strata) < PROMPTED, puzzles, boards)
+        return sudoku.augment(self.shape, boards, self.generator)
 
-    def loss(self, model: fmlm.Model, x1: Tensor, parts: dict) -> Tensor:
+    def loss(self, model: fmlm.Model, boards: Tensor, parts: dict) -> Tensor:
+        x1, prompt = F.one_hot(boards % self.shape.size, self.shape.size).float(), boards >= self.shape.size
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
-            loss, count = training_loss(self.options, model, x1, self.generator, self.rank, self.world, parts, self.teacher)
+            loss, count = training_loss(self.options, model, x1, self.generator, self.rank, self.world, parts, self.teacher,
+                                        prompt)
         parts["loss"] = loss.detach()
         if self.world > 1:  # DDP averages over processes; weigh each by its tokens, so that all tokens count alike
             total = count.clone()
@@ -281,9 +283,9 @@ def bench(run: Run, steps: int) -> None:
     for _ in range(5 + steps):
         rows.append(dict(data=0.0, targets=0.0, forward=0.0, loss=0.0, backward=0.0, optimizer=0.0))
         mark = time.perf_counter()
-        x1 = run.draw()
+        boards = run.draw()
         lap("data")
-        loss = run.loss(network, x1, {})
+        loss = run.loss(network, boards, {})
         lap("loss")
         loss.backward()
         lap("backward")
@@ -331,7 +333,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, dict | None]
                         help="draw times uniformly in the decoding time tau(t) (default for flm and fmlm)")
     parser.add_argument("--lagrangian", action=argparse.BooleanOptionalAction,
                         help="off-diagonal target: the Lagrangian identity for the semigroup's")
-    for name in ("batch", "width", "depth", "heads", "lr", "warmup", "ema", "boards", "seed"):
+    for name in ("batch", "width", "depth", "heads", "lr", "warmup", "ema", "boards", "puzzles", "seed"):
         parser.add_argument(f"--{name}", type=RECIPE[name], metavar="X", help=f"4x4: {(ALL_TASKS | TASKS['sudoku4'])[name]}")
     parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, help="matrix products in bfloat16 (default)")
@@ -359,10 +361,13 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, dict | None]
     defaults |= {name: value for name, value in settings.items() if value is not None}
     if options.steps or settings.get("steps"):  # minutes are then those of a sitting, and of this one only
         defaults["minutes"] = None
+    if (options.objective or defaults["objective"]) in WITHOUT_CONTEXT:
+        defaults["puzzles"] = 0
     vars(options).update({name: value for name, value in defaults.items() if getattr(options, name) is None})
     options.vocab_size = sudoku.SHAPES[task].size
     flow = options.objective in ("fmlm", "fmlm+")
     for name, suits, those in (("tau", options.objective in WITHOUT_CONTEXT, "flm and fmlm"),
+                               ("puzzles", options.objective not in WITHOUT_CONTEXT, "fmlm+, mdm and mlfm"),
                                ("lagrangian", flow, "fmlm and fmlm+"), ("teacher", flow, "fmlm and fmlm+")):
         if getattr(options, name) and not suits:
             raise ValueError(f"--{name} is for {those}, not for {options.objective}")
@@ -377,8 +382,9 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, dict | None]
         value, limit = getattr(options, name), LARGEST.get(name, 10**7)
         if value is not None and not 0 < value <= limit:
             raise ValueError(f"--{name} must be more than 0 and at most {limit}, got {value}")
-    if not (0 <= options.ema < 1 and 0 <= options.seed < 2**32):
-        raise ValueError(f"--ema must lie in [0, 1) and --seed in [0, 2^32), got {options.ema} and {options.seed}")
+    if not (0 <= options.ema < 1 and 0 <= options.seed < 2**32 and 0 <= options.puzzles <= 10**7):
+        raise ValueError("--ema must lie in [0, 1), --seed in [0, 2^32) and --puzzles in [0, 10^7], got "
+                         f"{options.ema}, {options.seed} and {options.puzzles}")
     return options, state
 
 

@@ -257,8 +257,9 @@ def augment(shape: Shape, boards: Tensor, generator: torch.Generator | None = No
     """A random symmetric copy of each board, (B, L) -> (B, L): new names for the digits, rows shuffled within bands and
     bands as wholes, columns within stacks and stacks, and half of the boards transposed where boxes are square.
 
-    Each board gets its own symmetry. No loop over the batch and no wait for the GPU, so the values are not
-    looked at: solved boards only, no -1. ValueError for another shape or dtype.
+    Each board gets its own symmetry. A cell marked by adding `size` to its digit is marked in the copy. No loop over the
+    batch and no wait for the GPU, so the values are not looked at: solved boards only, no -1. ValueError for another
+    shape or dtype.
     """
     _check_boards(shape, boards)
     batch, size, device = len(boards), shape.size, boards.device
@@ -270,7 +271,8 @@ def augment(shape: Shape, boards: Tensor, generator: torch.Generator | None = No
         order = shuffles(size // group).unsqueeze(-1) * group + shuffles(size // group, group)
         return order.reshape(batch, size)
 
-    grid = shuffles(size).gather(1, boards).reshape(batch, size, size)
+    digits = boards % size
+    grid = (shuffles(size).gather(1, digits) + boards - digits).reshape(batch, size, size)
     grid = grid.gather(1, lines(shape.box_rows).unsqueeze(2).expand_as(grid))
     grid = grid.gather(2, lines(shape.box_cols).unsqueeze(1).expand_as(grid))
     if shape.box_rows == shape.box_cols:
@@ -376,6 +378,12 @@ def _cached(name: str, make: Callable[[], Tensor], good: Callable[[Tensor], bool
     return tokens
 
 
+def _of_split(shape: Shape, split: str, n: int, boards: Tensor) -> bool:
+    """Are these n solved boards of the split? A damaged file must not pass for data, still less mix the splits."""
+    return (boards.shape == (n, shape.cells) and bool(valid(shape, boards).all())
+            and (shape.size == 4 or bool((held_out(shape, boards) == (split == "test")).all())))
+
+
 def load_boards(shape: Shape, split: str, n: int, seed: int = 0, cache: bool = True) -> Tensor:
     """n boards of the split "train" or "test", (n, L), generated on the first call and then read from the cache.
 
@@ -400,15 +408,12 @@ def load_boards(shape: Shape, split: str, n: int, seed: int = 0, cache: bool = T
             boards, part = torch.cat([boards, drawn[held_out(shape, drawn) == (split == "test")]]), part + 1
         return boards[:n]
 
-    def good(boards: Tensor) -> bool:  # a damaged file must not pass for data, still less mix the splits
-        return (boards.shape == (n, shape.cells) and bool(valid(shape, boards).all())
-                and (shape.size == 4 or bool((held_out(shape, boards) == (split == "test")).all())))
-
-    return _cached(f"{shape.name}-{split}-{n}-seed{seed}", make, good) if cache else make()
+    return (_cached(f"{shape.name}-{split}-{n}-seed{seed}", make, lambda boards: _of_split(shape, split, n, boards))
+            if cache else make())
 
 
-def load_puzzles(shape: Shape, clues: int | str, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """n held-out boards as puzzles with one solution each: puzzles (n, L) with -1 for empty, and solutions (n, L). Cached.
+def load_puzzles(shape: Shape, clues: int | str, n: int, seed: int = 0, split: str = "test") -> tuple[Tensor, Tensor]:
+    """n boards of a split as puzzles with one solution each: puzzles (n, L) with -1 for empty, solutions (n, L). Cached.
 
     `clues` is a number or "minimal". ValueError where make_puzzles or load_boards raises it, and for another word.
     """
@@ -416,15 +421,15 @@ def load_puzzles(shape: Shape, clues: int | str, n: int, seed: int = 0) -> tuple
         raise ValueError(f'clues is a number or "minimal", not {clues!r}')
 
     def make() -> Tensor:
-        boards = load_boards(shape, "test", n, seed)
+        boards = load_boards(shape, split, n, seed)
         count = None if clues == "minimal" else clues
         return torch.stack([make_puzzles(shape, boards, count, _digest("puzzles", clues, seed)), boards])
 
     def good(pair: Tensor) -> bool:
-        return (pair.shape == (2, n, shape.cells) and bool(valid(shape, pair[1]).all())
+        return (_of_split(shape, split, n, pair[1:].flatten(0, 1)) and pair.shape == (2, n, shape.cells)
                 and bool(((pair[0] == pair[1]) | (pair[0] == -1)).all()))
 
-    puzzles, solutions = _cached(f"{shape.name}-puzzles-{clues}-{n}-seed{seed}", make, good)
+    puzzles, solutions = _cached(f"{shape.name}-{split}-puzzles-{clues}-{n}-seed{seed}", make, good)
     return puzzles, solutions
 
 

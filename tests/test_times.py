@@ -264,4 +264,13 @@ def test_few_steps_uniform_in_tau_decode_a_large_vocabulary_better_than_steps_un
 def test_every_sequence_of_the_vocabulary_toy_is_there_once_and_valid():
     data = vocabulary.sequences(2).tolist()
     assert len(set(map(tuple, data))) == 16 and [1, 2, 0] in data and [2, 1, 3] in data and [3, 0, 2] in data
-    assert vocabulary.main(["-n", "0"]) == 2
+    assert vocabulary.main(["-n", "0"]) == 2 and vocabulary.main(["--train", "-1"]) == 2
+
+
+@pytest.mark.parametrize("tau", [False, True])
+def test_an_flm_learns_which_word_is_whose_partner(tau):
+    """Four words, 150 steps: of 200 pairs, 1/4 agree by chance, with a standard error of 0.031."""
+    partner = torch.tensor([2, 0, 3, 1])
+    first, second = vocabulary.draw(vocabulary.learn_pairs(partner, tau, 150, 0), 2, 4, tau, 200, 0)
+    assert (partner[first] == second).float().mean() > 0.25 + 5 * 0.031
+

@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Generator
 
 import fmlm
+import sample
 import train
 from fmlm import Denoiser
 from sample import FORMAT, OBJECTIVES, build, load_checkpoint, posterior_refinement, read_checkpoint
@@ -259,9 +260,11 @@ def test_precision_is_part_of_a_run_and_resumed_with_it(tmp_path):
 
 # ---- safe
 
-def command(arguments, log, environment=None, patches=None, file_size=None):
+def command(arguments, log, environment=None, patches=None, file_size=None, slow_disk=0):
     """In a process of its own: train.py with these arguments; what it says goes into a file."""
     os.environ.update(environment or {})
+    if slow_disk:
+        os.fsync = lambda file: time.sleep(slow_disk)
     for name, value in (patches or {}).items():
         setattr(train, name, value)
     train.evaluate.main = lambda arguments: 0
@@ -294,7 +297,7 @@ def test_a_run_killed_at_20_random_moments_always_leaves_a_checkpoint_to_resume(
     for sitting in range(20):
         log.unlink(missing_ok=True)
         process = start(["--resume", str(path)] if sitting else [*ENDLESS, "--out", str(path)], str(log),
-                        patches={"SAVE_EVERY": 0})  # it writes after every step
+                        patches={"SAVE_EVERY": 0}, slow_disk=0.02)  # it writes after every step
         wait_for(path.exists if not sitting else lambda: says(log, "checkpoint"), process)
         time.sleep(rng.uniform(0, 0.2))
         process.kill()
@@ -590,7 +593,7 @@ def gradients_of_its_share(rank, environment, objective, folder):
     fmlm.sample_context = lambda prompt, **strata: (context[mine], None)
     fmlm.sample_times = lambda n, diagonal, boundary, device, **strata: (s[mine], t[mine])
     torch.randn = lambda *shape, **others: noise[mine]
-    run.loss(run.network, x1[mine], {}).backward()
+    run.loss(run.network, x1[mine].argmax(-1), {}).backward()
     gradients = {name: weight.grad for name, weight in run.model.named_parameters() if weight.grad is not None}
     torch.save({"gradients": gradients, "strata": drawn[0], "boards": boards}, Path(folder) / f"{rank}.pt")
     dist.barrier()
@@ -689,6 +692,6 @@ def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch):
     """M_MMAP_THRESHOLD is -3 and its largest value 32 MiB, M_TRIM_THRESHOLD is -1 (malloc.h, mallopt(3))."""
     asked = []
     for library in SimpleNamespace(mallopt=lambda *pair: asked.append(pair)), SimpleNamespace():
-        monkeypatch.setattr(train.ctypes, "CDLL", lambda name: library)
-        train.keep_memory()
+        monkeypatch.setattr(sample.ctypes, "CDLL", lambda name: library)
+        sample.keep_memory()
     assert asked == [(-3, 32 * 1024**2), (-1, 2**31 - 1)]
