@@ -1,5 +1,6 @@
 """The weights that ship: small, safe to read, and as good as the README says, on puzzles that no training has seen."""
 
+import pytest
 import torch
 
 import sample
@@ -24,14 +25,17 @@ def test_without_a_checkpoint_of_ones_own_they_solve_a_puzzle_in_four_passes(tmp
     assert "1 of 1 solved, posterior" in capsys.readouterr().out
 
 
-def test_they_solve_held_out_puzzles_with_40_clues_in_four_passes():
-    """99.5% of 2,000 by Posterior Refinement, 100% a priori: of 100, fewer than 96 or 97 have a chance of 1 in 5,000."""
+@pytest.mark.parametrize("clues, least, a_priori", [(40, 98, 98), (30, 72, 84)])
+def test_they_solve_held_out_puzzles_in_four_passes_more_than_the_paper(clues, least, a_priori):
+    """Of 2,000 with 40 and 30 clues: 99.95 and 84.8% by Posterior Refinement (paper: 97.9 and 71.2), a priori 100 and 94.7%.
+    At the lower ends of the intervals with 40, 99.7%, and at the shares with 30, each of these numbers has a chance of
+    less than 1 in 250 to be missed."""
     model, info = load_checkpoint(SHIPPED)
     assert isinstance(model, Denoiser) and info["objective"] == "fmlm+"
-    given, solutions = sudoku.load_puzzles(NINE, 40, 100)
+    given, solutions = sudoku.load_puzzles(NINE, clues, 100)
     solved = [(sampler(model, given.clamp(min=0), given >= 0, 4, generator=torch.Generator().manual_seed(0)) == solutions)
               .all(1).sum() for sampler in (posterior_refinement, a_priori_confidence)]
-    assert solved[0] >= 96 and solved[1] >= 97
+    assert solved[0] >= least and solved[1] >= a_priori
 
 
 def test_what_they_are_judged_by_belongs_to_symmetry_classes_that_no_training_draws_from():

@@ -216,6 +216,21 @@ def test_augmented_boards_are_valid_differ_and_repeat_with_their_generator(shape
     assert (copies != boards).any(dim=1).float().mean() > 0.9
 
 
+@every_shape
+def test_a_mark_moves_with_its_cell_and_changes_nothing_else(shape):
+    boards, size = random_boards(shape, 200, seed=5), shape.size
+    plain = augment(shape, boards, torch.Generator().manual_seed(0))
+    by_digit = augment(shape, boards + size * (boards == 2), torch.Generator().manual_seed(0))
+    by_row = augment(shape, boards + size * (torch.arange(shape.cells) < size), torch.Generator().manual_seed(0))
+    assert (by_digit % size).equal(plain) and (by_row % size).equal(plain)
+    for copy, marked in zip(plain, by_digit >= size):  # the cells of a digit are those of its new name
+        assert marked.equal(copy == copy[marked][0])
+    grid = (by_row >= size).reshape(-1, size, size)  # a row becomes a row, or a column of a transposed board
+    rows, columns = (grid.all(axis).sum(1) == 1 for axis in (2, 1))
+    assert (grid.sum((1, 2)) == size).all() and (rows ^ columns).all()
+    assert rows.all() or shape.box_rows == shape.box_cols
+
+
 def test_4x4_has_two_orbits_of_192_and_96_boards_and_augment_reaches_all_of_one_and_none_of_the_other():
     boards = all_boards(FOUR)
     hashes = orbit(FOUR, boards)
@@ -347,16 +362,23 @@ def test_a_folder_that_cannot_be_written_is_no_error(cache, monkeypatch):
     assert len(load_puzzles(SIX, 14, 3)[0]) == 3
 
 
-@pytest.mark.parametrize("clues", [32, "minimal"])
-def test_load_puzzles_gives_held_out_boards_with_one_solution_and_reads_them_back(clues, monkeypatch):
-    puzzles, solutions = load_puzzles(NINE, clues, 5)
-    assert held_out(NINE, solutions).all()
+@pytest.mark.parametrize("clues, split", [(32, "test"), ("minimal", "test"), ("minimal", "train")])
+def test_load_puzzles_gives_boards_of_the_split_with_one_solution_and_reads_them_back(clues, split, monkeypatch):
+    puzzles, solutions = load_puzzles(NINE, clues, 5, split=split)
+    assert (held_out(NINE, solutions) == (split == "test")).all()
     for puzzle, solution in zip(puzzles.tolist(), solutions.tolist()):
         assert clues == "minimal" or len(puzzle) - puzzle.count(-1) == clues
         assert count_solutions(NINE, puzzle) == 1 and solve(NINE, puzzle) == tuple(solution)
     monkeypatch.setattr(module, "make_puzzles", None)  # calling it would fail
-    again = load_puzzles(NINE, clues, 5)
+    again = load_puzzles(NINE, clues, 5, split=split)
     assert puzzles.equal(again[0]) and solutions.equal(again[1])
+
+
+def test_puzzles_of_the_other_split_under_the_name_of_this_one_are_made_again(cache):
+    load_puzzles(NINE, "minimal", 3, split="train")
+    file, = cache.glob("*train-puzzles*")
+    file.replace(file.with_name(file.name.replace("train", "test")))
+    assert held_out(NINE, load_puzzles(NINE, "minimal", 3)[1]).all()
 
 
 def test_unknown_words_are_refused():

@@ -160,6 +160,49 @@ def test_the_second_time_learns_only_where_there_is_a_flow_map(objective):
             assert not model.time_t(torch.rand(3, 16)).any()
 
 
+def test_half_of_the_rows_show_the_clues_of_a_puzzle_with_one_solution():
+    shape = sudoku.SHAPES["sudoku6"]
+    run = Run(parse(["sudoku6", *TINY, "--boards", "50", "--puzzles", "10", "--batch", "400"])[0])
+    drawn = run.draw()
+    marked, boards = drawn >= 6, drawn % 6
+    assert sudoku.valid(shape, boards).all() and not sudoku.held_out(shape, boards).any()
+    shown = marked.any(1)
+    assert 160 <= int(shown.sum()) <= 240  # 200 +- 4 standard deviations of 10
+    for puzzle in torch.where(marked, boards, -1)[shown][:20].tolist():
+        assert sudoku.count_solutions(shape, puzzle) == 1
+    assert not (Run(parse(["sudoku6", *TINY, "--boards", "50"])[0]).draw() >= 6).any()
+
+
+@pytest.mark.parametrize("objective", ["fmlm+", "mdm", "mlfm"])
+def test_clues_are_context_and_so_are_random_cells_more(objective):
+    times, model = [], random_model()
+    options, prompt = options_of("--objective", objective), torch.arange(16) % 3 == 0
+
+    def spy(x, s, t):
+        times.append(s)
+        return model(x, s, t)
+
+    training_loss(options, spy, boards_of_8(), Generator().manual_seed(7), prompt=prompt.expand(8, 16))
+    s = times[-1]
+    assert (s[:, prompt] == 1).all() and (s[:, ~prompt] == 1).any() and (s[:, ~prompt] < 1).any()
+
+
+def test_a_run_shows_the_network_the_clues_that_it_drew(monkeypatch):
+    seen, run = [], Run(parse([*TINY, "--puzzles", "5"])[0])
+    monkeypatch.setattr(train, "training_loss", lambda *arguments: seen.append(arguments) or (torch.tensor(0.0), None))
+    boards = run.draw()
+    run.loss(run.network, boards, {})
+    assert seen[0][2].argmax(-1).equal(boards % 4) and seen[0][-1].equal(boards >= 4)
+
+
+def test_puzzles_are_for_objectives_with_context_and_9x9_has_them_by_itself():
+    assert parse(["sudoku9"])[0].puzzles == 20_000 and parse([])[0].puzzles == 0
+    assert parse(["sudoku9", "--objective", "flm"])[0].puzzles == 0
+    for arguments in (["--objective", "fmlm", "--puzzles", "5"], ["--puzzles", "-1"], ["--puzzles", "99999999"]):
+        with pytest.raises(ValueError, match="--puzzles"):
+            parse(arguments)
+
+
 def test_training_takes_nothing_from_the_global_random_state():
     run = Run(parse([*TINY, "--steps", "5"])[0])
     before = torch.get_rng_state()
