@@ -43,8 +43,8 @@ TASKS = {
 }
 ALL_TASKS = dict(objective="fmlm+", lr=2e-3, warmup=100, ema=0.999, seed=0, bf16=True, compile=True)
 RECIPE = dict(task=str, objective=str, steps=int, minutes=float, width=int, depth=int, heads=int, batch=int, lr=float,
-              warmup=int, ema=float, boards=int, puzzles=int, seed=int, bf16=bool, compile=bool, tau=bool, lagrangian=bool, teacher=str,
-              distill=float)  # what makes a run: saved with it
+              warmup=int, ema=float, boards=int, puzzles=int, seed=int, bf16=bool, compile=bool, tau=bool, lagrangian=bool,
+              teacher=str, distill=float)  # what makes a run: saved with it
 STARTS = {"fmlm+": ("mdm", "fmlm+"), "fmlm": ("flm", "fmlm"), "flm": ("flm",), "mdm": ("mdm",), "mlfm": ("mdm", "mlfm")}
 TEACHERS = {"fmlm+": ("mdm", "fmlm+"), "fmlm": ("flm",)}  # what an objective can start from, and learn from
 DIAGONAL = 0.5  # share of a batch with s = t, trained on the data; the others learn the flow map from the network itself
@@ -153,11 +153,11 @@ class Run:
 
     def draw(self) -> Tensor:
         """Random training boards, each under a random symmetry: (B, L), the digits from `size` on are a puzzle's clues."""
-        n, strata = self.options.batch // self.world, dict(generator=self.generator, device=self.device)
-        boards = self.boards[torch.randint(len(self.boards), (n,), **strata)]
+        n, rng = self.options.batch // self.world, dict(generator=self.generator, device=self.device)
+        boards = self.boards[torch.randint(len(self.boards), (n,), **rng)]
         if self.puzzles is not None:
-            puzzles = self.puzzles[torch.randint(len(self.puzzles), (n,), **strata)]
-            boards = torch.where(torch.rand(n, 1, **strata) < PROMPTED, puzzles, boards)
+            puzzles = self.puzzles[torch.randint(len(self.puzzles), (n,), **rng)]
+            boards = torch.where(torch.rand(n, 1, **rng) < PROMPTED, puzzles, boards)
         return sudoku.augment(self.shape, boards, self.generator)
 
     def loss(self, model: fmlm.Model, boards: Tensor, parts: dict) -> Tensor:
@@ -358,11 +358,11 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, dict | None]
                 raise ValueError(f"{options.resume} is a run with {name} {settings[name]}, not {given}: leave that out")
     task = options.task or settings.get("task") or "sudoku4"
     defaults = dict(ALL_TASKS, task=task) | TASKS[task]
+    if (options.objective or settings.get("objective")) in WITHOUT_CONTEXT:
+        defaults |= dict(tau=True, puzzles=0)
     defaults |= {name: value for name, value in settings.items() if value is not None}
     if options.steps or settings.get("steps"):  # minutes are then those of a sitting, and of this one only
         defaults["minutes"] = None
-    if (options.objective or defaults["objective"]) in WITHOUT_CONTEXT:
-        defaults["puzzles"] = 0
     vars(options).update({name: value for name, value in defaults.items() if getattr(options, name) is None})
     options.vocab_size = sudoku.SHAPES[task].size
     flow = options.objective in ("fmlm", "fmlm+")
@@ -374,8 +374,6 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, dict | None]
     if options.distill is not None and not (options.teacher and 0 <= options.distill <= 1):
         raise ValueError(f"--distill is a share in [0, 1] of what a --teacher teaches, got {options.distill} and "
                          f"{'the teacher ' + options.teacher if options.teacher else 'no teacher'}")
-    if options.tau is None and options.objective in WITHOUT_CONTEXT:
-        options.tau = True
     if options.lagrangian and options.compile:  # forward-mode differentiation does not pass through a compiled network
         options.compile = False
     for name in ("batch", "width", "depth", "heads", "lr", "warmup", "boards", "minutes", "steps", "bench"):

@@ -426,7 +426,7 @@ def load_puzzles(shape: Shape, clues: int | str, n: int, seed: int = 0, split: s
         return torch.stack([make_puzzles(shape, boards, count, _digest("puzzles", clues, seed)), boards])
 
     def good(pair: Tensor) -> bool:
-        return (_of_split(shape, split, n, pair[1:].flatten(0, 1)) and pair.shape == (2, n, shape.cells)
+        return (pair.shape == (2, n, shape.cells) and _of_split(shape, split, n, pair[1])
                 and bool(((pair[0] == pair[1]) | (pair[0] == -1)).all()))
 
     puzzles, solutions = _cached(f"{shape.name}-{split}-puzzles-{clues}-{n}-seed{seed}", make, good)

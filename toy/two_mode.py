@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -33,6 +34,24 @@ AT_01 = 0.3  # of the others at (0, 1); the published 1/32 would be three rows o
 SURE = 0.9  # p_max below is "low confidence"
 
 
+def learn(model: Denoiser, optimizer: torch.optim.Optimizer, rate: Callable[[int], float], loss: Callable[[], Tensor],
+          steps: int, decay: float, name: str, progress: bool = True) -> Denoiser:
+    """`steps` steps on `loss`, at `rate` times the optimizer's own rate; returns the average of the weights."""
+    ema, schedule = EMA(model, decay), torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    bar = trange(steps, desc=name, disable=not progress, mininterval=0.5)
+    for step in bar:
+        value = loss()
+        optimizer.zero_grad()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        ema.update(model)
+        if step % 100 == 0:
+            bar.set_postfix(loss=f"{value.item():.3f}")
+    return ema.model
+
+
 def train(objective: str, steps: int, seed: int = 0, progress: bool = True) -> Denoiser:
     """An "fmlm+" or "mdm" of two tokens with random context, trained for `steps`; returns the average of its weights.
 
@@ -43,33 +62,23 @@ def train(objective: str, steps: int, seed: int = 0, progress: bool = True) -> D
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model = Denoiser(2, torch.tensor([[0], [1]]), width=32, depth=1, heads=2)
-    ema = EMA(model, EMA_DECAY)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0)
     rate = lambda step: min((step + 1) / WARM_UP, 1) * (1 - step / steps)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     half, pair = BATCH // 2, lambda rows: rows.repeat_interleave(2, 0)
     x1, prompt = F.one_hot(torch.tensor(MODES), 2).float().repeat(half, 1, 1), torch.zeros(half, 2, dtype=torch.bool)
-    bar = trange(steps, desc=f"training {objective:5}", disable=not progress, mininterval=0.5)
-    for step in bar:
+
+    def loss() -> Tensor:
         context = pair(sample_context(prompt, generator)[0])
         context = context & ~context.all(1, keepdim=True)
         if objective == "mdm":
-            loss = mdm_loss(model, x1, context)
-        else:
-            s, t = map(pair, sample_times(half, int(DIAGONAL * half), AT_01, generator))
-            noise, corner = pair(torch.randn(half, 2, 2, generator=generator)), int(AT_00 * BATCH)
-            s[:corner] = t[:corner] = 0
-            noise[:corner] *= 1.5  # there noise of any size gives the same answer: be flat in the tails as well
-            loss = flow_map_loss(model, x1, context, s, t, noise, diagonal=2 * int(DIAGONAL * half))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        ema.update(model)
-        if step % 100 == 0:
-            bar.set_postfix(loss=f"{loss.item():.3f}")
-    return ema.model
+            return mdm_loss(model, x1, context)
+        s, t = map(pair, sample_times(half, int(DIAGONAL * half), AT_01, generator))
+        noise, corner = pair(torch.randn(half, 2, 2, generator=generator)), int(AT_00 * BATCH)
+        s[:corner] = t[:corner] = 0
+        noise[:corner] *= 1.5  # there noise of any size gives the same answer: be flat in the tails as well
+        return flow_map_loss(model, x1, context, s, t, noise, diagonal=2 * int(DIAGONAL * half))
+
+    return learn(model, optimizer, rate, loss, steps, EMA_DECAY, f"training {objective:5}", progress)
 
 
 @torch.no_grad()

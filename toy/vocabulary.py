@@ -17,11 +17,11 @@ import sys
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
-from tqdm import trange
 
 import fmlm
 from sample import flow_map_sampler
 from toy.exact import Exact
+from toy.two_mode import learn
 
 NFE = [2, 3, 4, 6, 8, 16]
 
@@ -61,21 +61,18 @@ def learn_pairs(partner: Tensor, tau: bool, steps: int, seed: int) -> fmlm.Model
     torch.manual_seed(seed)
     generator, vocab_size = Generator().manual_seed(seed), len(partner)
     model = fmlm.Denoiser(vocab_size, torch.arange(2)[:, None], width=256, depth=2, heads=4)
-    optimizer, ema = torch.optim.AdamW(model.parameters(), weight_decay=0, fused=True), fmlm.EMA(model, 0.999)
-    for step in trange(steps, desc=f"trained uniform in {'tau' if tau else 't'}"):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0, fused=True)
+
+    def loss() -> Tensor:
         word = torch.randint(vocab_size, (512,), generator=generator)
         x1 = F.one_hot(torch.stack([word, partner[word]], 1), vocab_size).float()
         u = fmlm.stratified_uniform(512, generator)
         t = fmlm.inverse_decoding_time(u, vocab_size) if tau else u
         with torch.autocast("cpu", torch.bfloat16):
-            loss = fmlm.flm_loss(model, x1, t, torch.randn(x1.shape, generator=generator))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.param_groups[0]["lr"] = 1e-3 * min(1, (step + 1) / 100, 2 * (1 - step / steps))
-        optimizer.step()
-        ema.update(model)
-    return ema.model
+            return fmlm.flm_loss(model, x1, t, torch.randn(x1.shape, generator=generator))
+
+    rate = lambda step: min(1, (step + 1) / 100, 2 * (1 - step / steps))
+    return learn(model, optimizer, rate, loss, steps, 0.999, f"trained uniform in {'tau' if tau else 't'}")
 
 
 def main(arguments: list[str] | None = None) -> int:
