@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import math
 import os
 import resource
@@ -31,9 +30,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import fmlm
-from sample import (CHECKPOINTS, FORMAT, LARGEST, OBJECTIVES, WITHOUT_CONTEXT, Parser, alike, build, compiled, device,
-                    keep_memory, load_checkpoint, read_checkpoint)
+from sample import Parser, device
 from sudoku import boards as sudoku, evaluate
+from sudoku.checkpoints import (CHECKPOINTS, FORMAT, LARGEST, OBJECTIVES, WITHOUT_CONTEXT, alike, build, compiled,
+                                keep_memory, load_checkpoint, read_checkpoint, save_checkpoint, ship)
 
 # Settings of each task, chosen for two CPU cores. Rates warm up, stay, and fall linearly over the second half to 2%.
 TASKS = {
@@ -87,28 +87,6 @@ def training_loss(options: argparse.Namespace, model: fmlm.Model, x1: Tensor, ge
 def learning_rate(progress: float, step: int, peak: float, warmup: int) -> float:
     """Linear warm-up over `warmup` steps; constant for half of the run (progress 0 to 1), then linear down to 2%."""
     return peak * min(1.0, (step + 1) / warmup, 1 - 0.98 * (2 * progress - 1))
-
-
-def save_checkpoint(path: Path, state: dict) -> None:
-    """Write to a temporary file, flush it to the disk, rename: whatever happens, `path` is the old file or the new one."""
-    part, buffer = path.with_name(f"{path.name}.part"), io.BytesIO()
-    torch.save(state, buffer)
-    try:
-        with open(part, "wb") as file:  # also takes the place of what a killed run has left
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OSError(f"cannot write {path} ({error}): what it held before is still there") from error
-
-
-def ship(path: Path, state: dict) -> None:
-    """Write only what sampling and the model card need of a run, the weights in half precision."""
-    small = {name: state.get(name) for name in ("format", "task", "objective", "network", "step", "seconds", "options")}
-    weights = {name: value.half() if value.is_floating_point() else value for name, value in state["model"].items()}
-    save_checkpoint(path, dict(small, model=weights))
 
 
 class Run:

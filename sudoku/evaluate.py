@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 import fmlm
-from sample import BATCH, SAMPLERS, WITHOUT_CONTEXT, choose_sampler, load_checkpoint, newest_checkpoint
+from sample import BATCH, SAMPLERS, choose_sampler
 from sudoku import boards as sudoku
+from sudoku.checkpoints import WITHOUT_CONTEXT, load_checkpoint, newest_checkpoint
 
 ASIDE = ("block", "posterior-reopened")  # shown on demand: not in the paper's tables
 

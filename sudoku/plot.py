@@ -21,8 +21,9 @@ import torch
 from torch import Generator, Tensor
 
 from fmlm import Model
-from sample import Parser, Pass, choose_sampler, load_checkpoint, newest_checkpoint, posterior_refinement
+from sample import Parser, Pass, choose_sampler, posterior_refinement
 from sudoku import boards as sudoku
+from sudoku.checkpoints import load_checkpoint, newest_checkpoint
 from sudoku.evaluate import clue_count
 from sudoku.refinement import passes_used
 

@@ -17,8 +17,9 @@ import torch
 from torch import Generator, Tensor
 
 from fmlm import Model
-from sample import BATCH, Parser, Pass, choose_sampler, device, load_checkpoint, newest_checkpoint, posterior_refinement
+from sample import BATCH, Parser, Pass, choose_sampler, device, posterior_refinement
 from sudoku import boards as sudoku
+from sudoku.checkpoints import load_checkpoint, newest_checkpoint
 from sudoku.evaluate import clue_count, share
 
 THRESHOLDS = (0.5, 0.9, 0.99, 0.999)  # p_max below one of these is "low confidence"

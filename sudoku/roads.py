@@ -22,8 +22,9 @@ from typing import NamedTuple
 import torch
 from torch import Generator
 
-from sample import CHECKPOINTS, WITHOUT_CONTEXT, Parser, device, load_checkpoint, read_checkpoint
+from sample import Parser, device
 from sudoku import boards as sudoku, evaluate
+from sudoku.checkpoints import CHECKPOINTS, WITHOUT_CONTEXT, load_checkpoint, read_checkpoint
 
 NFE = [1, 2, 4, 8, 16, 36]
 TRAIN = Path(__file__).parents[1] / "train.py"

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-import sample
-from sudoku import boards as sudoku
+from sudoku import boards as sudoku, checkpoints
 
 
 @pytest.fixture
@@ -19,7 +18,7 @@ def checkpoint(tmp_path):
     """A function that writes a fresh network as train.py would."""
     def write(objective):
         network = {"vocab_size": 4, "width": 8, "depth": 1, "heads": 2}
-        state = {"format": sample.FORMAT, "task": "sudoku4", "objective": objective, "network": network, "step": 7}
-        torch.save(state | {"model": sample.build(state).state_dict()}, tmp_path / f"{objective}.pt")
+        state = {"format": checkpoints.FORMAT, "task": "sudoku4", "objective": objective, "network": network, "step": 7}
+        torch.save(state | {"model": checkpoints.build(state).state_dict()}, tmp_path / f"{objective}.pt")
         return str(tmp_path / f"{objective}.pt")
     return write

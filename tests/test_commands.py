@@ -16,8 +16,8 @@ import torch.nn.functional as F
 
 import sample
 import train
-from sample import read_checkpoint
-from sudoku import boards as sudoku
+from sudoku import boards as sudoku, checkpoints
+from sudoku.checkpoints import read_checkpoint
 from train import Run, parse, save_checkpoint
 
 ROOT = Path(train.__file__).parent
@@ -42,7 +42,7 @@ def train_tiny(path, *arguments):
 def files(tmp_path_factory):
     """A real checkpoint of 2 of 10 steps for every objective, and files that are none."""
     folder = tmp_path_factory.mktemp("files")
-    made = {objective: train_tiny(folder / f"{objective}.pt", "--objective", objective) for objective in sample.OBJECTIVES}
+    made = {objective: train_tiny(folder / f"{objective}.pt", "--objective", objective) for objective in checkpoints.OBJECTIVES}
     for name, data in {"truncated": Path(made["mdm"]).read_bytes()[:-999], "text": b"not ours\n", "empty": b"",
                        "binary": bytes(range(128, 256)), "bad puzzles": b"1234\n11..............\n"}.items():
         (folder / name).write_bytes(data)
@@ -253,17 +253,17 @@ def test_color_is_for_terminals_without_no_color_and_changes_no_character(files,
 
 
 def test_without_a_name_the_newest_checkpoint_trained_here_is_taken(files, tmp_path, monkeypatch):
-    monkeypatch.setattr(sample, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr(checkpoints, "CHECKPOINTS", tmp_path)
     for age, name in enumerate(["new.pt", "old.pt"]):
         (tmp_path / name).write_bytes(b"")
         os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
     (tmp_path / "newer.pt.part").write_bytes(b"")  # what a killed run leaves is none
-    assert sample.newest_checkpoint() == tmp_path / "new.pt"
+    assert checkpoints.newest_checkpoint() == tmp_path / "new.pt"
 
 
 def test_where_there_is_no_checkpoint_the_command_that_makes_one_is_named(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sample, "CHECKPOINTS", tmp_path / "none")
-    monkeypatch.setattr(sample, "SHIPPED", tmp_path / "none.pt")
+    monkeypatch.setattr(checkpoints, "CHECKPOINTS", tmp_path / "none")
+    monkeypatch.setattr(checkpoints, "SHIPPED", tmp_path / "none.pt")
     assert sample.main([]) == 2
     assert capsys.readouterr().err == f"sample.py: there is no checkpoint {tmp_path}/none.pt: train one with `python train.py`\n"
 

@@ -16,7 +16,7 @@ import sample
 import train
 from fmlm import (Denoiser, cross_entropy, decoding_time, flow_map, flow_map_loss, interpolate, lagrangian, masked, mdm_loss,
                   semigroup, token_mean, token_times, velocity)
-from sample import OBJECTIVES, load_checkpoint, read_checkpoint
+from sudoku.checkpoints import OBJECTIVES, load_checkpoint, read_checkpoint
 from toy.exact import Exact
 from train import Run, parse, save_checkpoint, training_loss
 

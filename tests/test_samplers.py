@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from fmlm import decoding_time
-from sample import (OBJECTIVES, SAMPLERS, Pass, a_priori_confidence, ancestral, block_diffusion, choose_sampler, confidence,
+from sample import (SAMPLERS, Pass, a_priori_confidence, ancestral, block_diffusion, choose_sampler, confidence,
                     flow_map_sampler, most_confident, posterior_refinement, refine, token_promotion)
+from sudoku.checkpoints import OBJECTIVES
 from toy.exact import Exact, ExactBridge
 
 TWO = Exact([[0, 0], [1, 1]])

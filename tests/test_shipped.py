@@ -5,8 +5,9 @@ import torch
 
 import sample
 from fmlm import Denoiser
-from sample import SHIPPED, a_priori_confidence, load_checkpoint, posterior_refinement, read_checkpoint
-from sudoku import boards as sudoku
+from sample import a_priori_confidence, posterior_refinement
+from sudoku import boards as sudoku, checkpoints
+from sudoku.checkpoints import SHIPPED, load_checkpoint, read_checkpoint
 
 NINE = sudoku.SHAPES["sudoku9"]
 NEWSPAPER = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
@@ -20,7 +21,7 @@ def test_they_are_half_precision_and_at_most_8_mb_and_4_million_parameters():
 
 
 def test_without_a_checkpoint_of_ones_own_they_solve_a_puzzle_in_four_passes(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sample, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr(checkpoints, "CHECKPOINTS", tmp_path)
     assert sample.main(["--puzzle", NEWSPAPER, "--nfe", "4", "--device", "cpu"]) == 0
     assert "1 of 1 solved, posterior" in capsys.readouterr().out
 

@@ -24,11 +24,11 @@ import torch.distributed as dist
 from torch import Generator
 
 import fmlm
-import sample
 import train
 from fmlm import Denoiser
-from sample import FORMAT, OBJECTIVES, build, load_checkpoint, posterior_refinement, read_checkpoint
-from sudoku import boards as sudoku
+from sample import posterior_refinement
+from sudoku import boards as sudoku, checkpoints
+from sudoku.checkpoints import FORMAT, OBJECTIVES, build, load_checkpoint, read_checkpoint
 from train import Run, learning_rate, parse, save_checkpoint, training_loss
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes started here: more threads than cores are a hundred times slower
@@ -735,6 +735,6 @@ def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch):
     """M_MMAP_THRESHOLD is -3 and its largest value 32 MiB, M_TRIM_THRESHOLD is -1 (malloc.h, mallopt(3))."""
     asked = []
     for library in SimpleNamespace(mallopt=lambda *pair: asked.append(pair)), SimpleNamespace():
-        monkeypatch.setattr(sample.ctypes, "CDLL", lambda name: library)
-        sample.keep_memory()
+        monkeypatch.setattr(checkpoints.ctypes, "CDLL", lambda name: library)
+        checkpoints.keep_memory()
     assert asked == [(-3, 32 * 1024**2), (-1, 2**31 - 1)]
