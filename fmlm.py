@@ -386,7 +386,7 @@ def flm_loss(model: Model, x1: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     The case of `flow_map_loss` without context and with s = t everywhere.
     """
     nothing = torch.zeros(x1.shape[:2], dtype=torch.bool, device=x1.device)
-    return flow_map_loss(model, x1, nothing, t, t, noise, diagonal=len(x1))
+    return flow_map_loss(model, x1, nothing, t, t, noise, from_data=len(x1))
 
 
 def semigroup(model: Model, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
@@ -419,14 +419,15 @@ def masked(mdm: Model) -> Model:
     return lambda x, s, t: mdm(x * s[..., None], s, t)
 
 
-def flow_map_loss(model: Model, x1: Tensor, context: Tensor, s: Tensor, t: Tensor, noise: Tensor, diagonal: int,
+def flow_map_loss(model: Model, x1: Tensor, context: Tensor, s: Tensor, t: Tensor, noise: Tensor, from_data: int,
                   parts: dict | None = None, teacher: Model | None = None, taught: int = 0,
                   off_diagonal: Callable[[Model, Tensor, Tensor, Tensor], Tensor] = semigroup) -> Tensor:
     """FMLM+ (2606.24773); without context it is FMLM, with diagonal = B an FLM, at s = t = 0 masked diffusion.
 
-    The first `diagonal` sequences have s = t and learn the denoiser: from x1, or the first `taught` of them from the
-    D_s(x_s) of a frozen teacher. The others learn the flow map from the network itself, held fixed: by `semigroup`, from
-    its own two shorter jumps, or by `lagrangian`. x1, noise: (B, L, V); context: (B, L) bool; s, t: (B,).
+    The first `from_data` sequences learn x1, or the first `taught` of them the D_s(x_s) of a frozen teacher. That is right
+    on the diagonal, s = t, where delta is the denoiser; and at any s <= t where the context leaves one sequence, for all
+    noise flows to it (not in the paper). The others learn the flow map from the network itself, held fixed: by `semigroup`,
+    from its own two shorter jumps, or by `lagrangian`. x1, noise: (B, L, V); context: (B, L) bool; s, t: (B,).
     Loss = sum over generated tokens / number of generated tokens. `parts` receives the means of the two halves.
     """
     s, t = token_times(s, context), token_times(t, context)
@@ -435,12 +436,12 @@ def flow_map_loss(model: Model, x1: Tensor, context: Tensor, s: Tensor, t: Tenso
     with torch.no_grad():
         if taught:
             target = torch.cat([teacher(x_s[:taught], s[:taught], s[:taught]).exp(), x1[taught:]])
-        if diagonal < len(x1):
-            target = torch.cat([target[:diagonal], off_diagonal(model, x_s[diagonal:], s[diagonal:], t[diagonal:])])
+        if from_data < len(x1):
+            target = torch.cat([target[:from_data], off_diagonal(model, x_s[from_data:], s[from_data:], t[from_data:])])
     entropies = cross_entropy(model(x_s, s, t), target)
     if parts is not None:
-        parts["diagonal"] = token_mean(entropies[:diagonal], ~context[:diagonal]).detach()
-        parts["off-diagonal"] = token_mean(entropies[diagonal:], ~context[diagonal:]).detach()
+        parts["data"] = token_mean(entropies[:from_data], ~context[:from_data]).detach()
+        parts["self"] = token_mean(entropies[from_data:], ~context[from_data:]).detach()
     return token_mean(entropies, ~context)
 
 

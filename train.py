@@ -49,16 +49,20 @@ STARTS = {"fmlm+": ("mdm", "fmlm+"), "fmlm": ("flm", "fmlm"), "flm": ("flm",), "
 TEACHERS = {"fmlm+": ("mdm", "fmlm+"), "fmlm": ("flm",)}  # what an objective can start from, and learn from
 DIAGONAL = 0.5  # share of a batch with s = t, trained on the data; the others learn the flow map from the network itself
 BOUNDARY = 1 / 32  # share of the others pinned at (s, t) = (0, 1)
-PROMPTED = 0.5  # share of a batch, where there are puzzles, in which the clues of one are context, and random cells more
 SAVE_EVERY = 60  # seconds
 NO_RUN = "holds weights to sample from, but no training run to resume"
+
+
+def puzzle_rows(n: int) -> slice:
+    """Where puzzles are in a batch of n: its middle half, half of them on the diagonal and half not."""
+    return slice(n // 4, n // 4 + n // 2)
 
 
 def training_loss(options: argparse.Namespace, model: fmlm.Model, x1: Tensor, generator: Generator, rank: int = 0,
                   world: int = 1, parts: dict | None = None, teacher: fmlm.Model | None = None,
                   prompt: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Draw context, `prompt` (B, L) and more, times and noise for x1 (B, L, V); returns the loss and the number of tokens
-    it is a mean over."""
+    """Draw context, times and noise for x1 (B, L, V); returns the loss and the number of tokens it is a mean over.
+    `prompt`, (B, L) bool: the clues of the puzzles in `puzzle_rows`, always context, which leave x1 as the one solution."""
     B, objective = len(x1), options.objective
     strata = dict(generator=generator, rank=rank, world=world)
     noise = lambda: torch.randn(x1.shape, generator=generator, device=x1.device)
@@ -80,7 +84,8 @@ def training_loss(options: argparse.Namespace, model: fmlm.Model, x1: Tensor, ge
     if objective == "flm":
         return fmlm.flm_loss(model, x1, t, noise()), generated
     taught = 0 if teacher is None else distilled if options.distill is not None else diagonal
-    return fmlm.flow_map_loss(model, x1, context, s, t, noise(), diagonal, parts, teacher, taught,
+    from_data = max(diagonal, puzzle_rows(B).stop) if options.puzzles else diagonal
+    return fmlm.flow_map_loss(model, x1, context, s, t, noise(), from_data, parts, teacher, taught,
                               fmlm.lagrangian if options.lagrangian else fmlm.semigroup), generated
 
 
@@ -134,8 +139,7 @@ class Run:
         n, rng = self.options.batch // self.world, dict(generator=self.generator, device=self.device)
         boards = self.boards[torch.randint(len(self.boards), (n,), **rng)]
         if self.puzzles is not None:
-            puzzles = self.puzzles[torch.randint(len(self.puzzles), (n,), **rng)]
-            boards = torch.where(torch.rand(n, 1, **rng) < PROMPTED, puzzles, boards)
+            boards[puzzle_rows(n)] = self.puzzles[torch.randint(len(self.puzzles), (n // 2,), **rng)]
         return sudoku.augment(self.shape, boards, self.generator)
 
     def loss(self, model: fmlm.Model, boards: Tensor, parts: dict) -> Tensor:

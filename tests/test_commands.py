@@ -85,7 +85,7 @@ def test_training_prints_what_it_does_writes_a_checkpoint_and_then_its_table(tmp
     assert said.out.startswith(f"sudoku4, fmlm+, batch 8, cpu; checkpoint {path}\n3 steps in ")
     for words in ("valid boards, % of 1,000", "posterior", "a-priori", "flow-map", "likelihood bound", "KL(exact marginals"):
         assert words in said.out
-    assert "diagonal=" in said.err and "off-diagonal=" in said.err and "step/s" in said.err
+    assert "data=" in said.err and "self=" in said.err and "step/s" in said.err
     assert read_checkpoint(path)["step"] == 3 and [file.name for file in tmp_path.iterdir()] == ["run.pt"]
 
 

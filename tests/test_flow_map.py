@@ -182,7 +182,7 @@ def test_flow_map_loss_asks_and_answers_as_the_paper_says():
     su = tensor([[0.5, 0.5], [0.3, 0.7]]).log().requires_grad_()
     ut = tensor([[0.8, 0.2], [0.6, 0.4]]).log().requires_grad_()
     model, parts = Recorder(su, ut, final), {}
-    loss = flow_map_loss(model, x1, context, s, t, noise, diagonal=1, parts=parts)
+    loss = flow_map_loss(model, x1, context, s, t, noise, from_data=1, parts=parts)
 
     first, second, last = model.asked
     x_s = tensor([[1.8, -0.8], [0, 1]])
@@ -197,9 +197,9 @@ def test_flow_map_loss_asks_and_answers_as_the_paper_says():
     diagonal = [math.log(4), math.log(2)]
     off = -0.7 * math.log(0.4) - 0.3 * math.log(0.6)
     assert loss.item() == pytest.approx((sum(diagonal) + off) / 3, abs=1e-14)  # three generated tokens
-    assert parts["diagonal"].item() == pytest.approx(sum(diagonal) / 2, abs=1e-14)
-    assert parts["off-diagonal"].item() == pytest.approx(off, abs=1e-14)
-    assert not parts["diagonal"].requires_grad and not parts["off-diagonal"].requires_grad
+    assert parts["data"].item() == pytest.approx(sum(diagonal) / 2, abs=1e-14)
+    assert parts["self"].item() == pytest.approx(off, abs=1e-14)
+    assert not parts["data"].requires_grad and not parts["self"].requires_grad
 
     loss.backward()  # d/dlog delta of the mean is -target / 3, and 0 at context; the target takes no gradient
     assert (final.grad + tensor([[1, 0], [0, 1]], [[0.7, 0.3], [0, 0]]) / 3).abs().max() < 1e-14
@@ -212,7 +212,7 @@ def test_a_batch_on_the_diagonal_costs_one_pass_and_an_flm_is_that_without_conte
     model, parts = Recorder(answer, answer), {}
     loss = flm_loss(model, x1, t, noise)
     assert loss == flow_map_loss(model, x1, torch.zeros(3, 3, dtype=torch.bool), t, t, noise, 3, parts)
-    assert len(model.asked) == 2 and loss == parts["diagonal"] and parts["off-diagonal"] == 0
+    assert len(model.asked) == 2 and loss == parts["data"] and parts["self"] == 0
     assert loss.item() == pytest.approx(-(x1 * answer).sum().item() / 9, abs=1e-14)  # mean of 9 tokens
     x, s, end, _ = model.asked[0]
     assert x.equal((1 - t)[:, None, None] * noise + t[:, None, None] * x1) and s.equal(end)
@@ -226,7 +226,7 @@ def test_the_exact_flow_map_is_a_fixed_point_of_the_semigroup_target():
     noise, context = randn(n, 3, 3), torch.rand(n, 3, generator=seeded(3)) < 0.3
     s = 0.9 * torch.rand(n, generator=seeded(1)).double()
     t = (s + 0.02 + (0.98 - s) * torch.rand(n, generator=seeded(2)).double()).clamp(max=1)
-    loss = flow_map_loss(EXACT, x1, context, s, t, noise, diagonal=0)
+    loss = flow_map_loss(EXACT, x1, context, s, t, noise, from_data=0)
     s, t = token_times(s, context), token_times(t, context)
     x = interpolate(x1, noise, s)
     own = delta(x, s, t)
@@ -241,7 +241,7 @@ def test_no_model_has_a_smaller_loss_on_the_diagonal_than_the_exact_one():
     x1 = F.one_hot(EXACT.sequences[torch.multinomial(EXACT.weights, n, True, generator=seeded())], 3).double()
     context, noise = torch.rand(n, 3, generator=seeded(1)) < 0.3, randn(n, 3, 3)
     t = torch.rand(n, generator=seeded(2)).double()
-    loss = lambda model: flow_map_loss(model, x1, context, t, t, noise, diagonal=n)
+    loss = lambda model: flow_map_loss(model, x1, context, t, t, noise, from_data=n)
     best = loss(EXACT)
     for other in (lambda x, s, t: EXACT(x, s * 0.9 * (s < 1) + (s == 1), t * 0.9 * (t < 1) + (t == 1)),
                   lambda x, s, t: (0.9 * EXACT(x, s, t).exp() + 0.1 / 3).log()):
@@ -263,7 +263,7 @@ def test_no_nan_in_values_or_gradients_at_the_corners_of_time(bf16):
     # s = t = 0; the whole way; t = 1; s = t = 1; s = t
     noise = torch.randn(5, 4, 3).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        loss = flow_map_loss(model, x1, context, s, t, noise, diagonal=0)
+        loss = flow_map_loss(model, x1, context, s, t, noise, from_data=0)
         x = interpolate(x1, noise, token_times(s, context))
         moved = flow_map(x, model(x, token_times(s, context), token_times(t, context)).exp(),
                          token_times(s, context), token_times(t, context))
@@ -325,4 +325,4 @@ def test_times_that_are_none_are_refused():
         interpolate(randn(2, 3), randn(2, 3), torch.zeros(2, 3))
     with pytest.raises(ValueError, match="order"):
         flow_map_loss(EXACT, randn(1, 3, 3), torch.zeros(1, 3, dtype=torch.bool), tensor(0.6)[0:1], tensor(0.5)[0:1],
-                      randn(1, 3, 3), diagonal=0)
+                      randn(1, 3, 3), from_data=0)

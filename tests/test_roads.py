@@ -183,7 +183,7 @@ def test_a_perfect_teacher_makes_a_perfect_target_for_the_taught_rows_alone(taug
     on the diagonal, -log D_s of the data."""
     x1, noise, context = batch(40)
     s = torch.rand(40, generator=seeded(5)).double()
-    loss = flow_map_loss(EXACT, x1, context, s, s, noise, diagonal=40, teacher=EXACT, taught=taught)
+    loss = flow_map_loss(EXACT, x1, context, s, s, noise, from_data=40, teacher=EXACT, taught=taught)
     s = token_times(s, context)
     x = interpolate(x1, noise, s)
     by_teacher = entropy_of(x[:taught], s[:taught], context[:taught]) if taught else torch.zeros(0)
@@ -192,7 +192,7 @@ def test_a_perfect_teacher_makes_a_perfect_target_for_the_taught_rows_alone(taug
     if taught:
         assert by_teacher.sum() > 1, "the test sees something"
         excess = flow_map_loss(lambda x, s, t: (0.9 * EXACT(x, s, t).exp() + 0.1 / 3).log(), x1, context, s.amin(1), s.amin(1),
-                               noise, diagonal=40, teacher=EXACT, taught=taught)
+                               noise, from_data=40, teacher=EXACT, taught=taught)
         assert excess > loss + 1e-3, "and whoever answers otherwise loses more"
 
 
@@ -200,7 +200,7 @@ def test_a_teacher_and_the_semigroup_target_together_cost_the_exact_model_nothin
     x1, noise, context = batch(40)
     s = 0.8 * torch.rand(40, generator=seeded(5)).double()
     t = torch.where(torch.arange(40) < 20, s, (s + 0.15).clamp(max=1))
-    loss = flow_map_loss(EXACT, x1, context, s, t, noise, diagonal=20, teacher=EXACT, taught=20)
+    loss = flow_map_loss(EXACT, x1, context, s, t, noise, from_data=20, teacher=EXACT, taught=20)
     x, s, t = interpolate(x1, noise, token_times(s, context)), token_times(s, context), token_times(t, context)
     assert abs(loss - torch.special.entr(EXACT(x, s, t).exp()).sum(-1)[~context].mean()) < 1e-6
 
@@ -214,12 +214,12 @@ def test_a_teacher_is_asked_for_its_denoiser_at_the_taught_rows_only_and_without
 
     s = torch.tensor([0.0, 0.2, 0.4, 0.6, 0.3, 0.3], dtype=torch.float64)
     t = torch.tensor([0.0, 0.2, 0.4, 0.6, 0.5, 0.9], dtype=torch.float64)
-    flow_map_loss(EXACT, x1, context, s, t, noise, diagonal=4, teacher=teacher, taught=3)
+    flow_map_loss(EXACT, x1, context, s, t, noise, from_data=4, teacher=teacher, taught=3)
     (x, asked_s, asked_t, gradient), = asked
     expected = token_times(s, context)[:3]
     assert x.equal(interpolate(x1, noise, token_times(s, context))[:3]) and not gradient
     assert asked_s.equal(expected) and asked_t.equal(expected)
-    flow_map_loss(EXACT, x1, context, s, t, noise, diagonal=4, teacher=teacher, taught=0)
+    flow_map_loss(EXACT, x1, context, s, t, noise, from_data=4, teacher=teacher, taught=0)
     assert len(asked) == 1
 
 
@@ -244,10 +244,10 @@ def test_at_0_0_an_fmlm_plus_taught_by_an_mdm_has_the_loss_of_the_mdm_on_its_own
     """Zero excess again: the student answers as its teacher, and what is left is the teacher's entropy."""
     x1, noise, context = batch()
     zero = torch.zeros(30, dtype=torch.float64)
-    loss = flow_map_loss(masked(EXACT), x1, context, zero, zero, noise, diagonal=30, teacher=masked(EXACT), taught=30)
+    loss = flow_map_loss(masked(EXACT), x1, context, zero, zero, noise, from_data=30, teacher=masked(EXACT), taught=30)
     entropy = torch.special.entr(EXACT.marginals(x1.argmax(-1), context)).sum(-1)[~context].mean()
     assert abs(loss - entropy) < 1e-12 and entropy > 0.1
-    data = flow_map_loss(EXACT, x1, context, zero, zero, noise, diagonal=30)
+    data = flow_map_loss(EXACT, x1, context, zero, zero, noise, from_data=30)
     assert abs(data - mdm_loss(EXACT, x1, context)) < 1e-12, "and taught by the data it is the MDM's loss"
 
 
@@ -257,7 +257,7 @@ def test_gradients_never_reach_a_teacher(mask, off_diagonal):
     model, teacher, (x1, noise, context) = random_network(), random_network(seed=1), batch(12)
     s = torch.tensor([0.0] * 4 + [0.3] * 8)
     t = torch.tensor([0.0] * 4 + [0.3] * 4 + [0.7] * 4)
-    loss = flow_map_loss(model, x1.float(), context, s, t, noise.float(), diagonal=8, teacher=masked(teacher) if mask else teacher,
+    loss = flow_map_loss(model, x1.float(), context, s, t, noise.float(), from_data=8, teacher=masked(teacher) if mask else teacher,
                          taught=4 if mask else 8, off_diagonal=off_diagonal)
     loss.backward()
     assert all(weight.requires_grad and weight.grad is None for weight in teacher.parameters())

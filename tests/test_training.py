@@ -130,7 +130,7 @@ def test_the_training_loss_is_the_objectives_own_for_the_same_draws(objective, o
     loss, tokens = training_loss(options_of("--objective", objective, *options), model, x1, Generator().manual_seed(7),
                                  parts=parts)
     assert loss == expected and int(tokens) == int((~context).sum())
-    assert set(parts) == ({"diagonal", "off-diagonal"} if objective in ("fmlm", "fmlm+") else set())
+    assert set(parts) == ({"data", "self"} if objective in ("fmlm", "fmlm+") else set())
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -651,7 +651,7 @@ def test_two_processes_average_to_the_gradients_of_one_with_the_joint_batch(obje
     model.time_t.requires_grad_(objective == "fmlm+")
     tau = fmlm.inverse_decoding_time(t, 4)  # the times of an FLM are drawn in decoding time
     loss = {"mdm": lambda: fmlm.mdm_loss(model, x1, context), "flm": lambda: fmlm.flm_loss(model, x1, tau, noise),
-            "fmlm+": lambda: fmlm.flow_map_loss(model, x1, context, s, t, noise, diagonal=4)}[objective]()
+            "fmlm+": lambda: fmlm.flow_map_loss(model, x1, context, s, t, noise, from_data=4)}[objective]()
     loss.backward()
     expected = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
     assert same(both[0]["gradients"], both[1]["gradients"]) and both[0]["gradients"].keys() == expected.keys()

@@ -76,7 +76,7 @@ def train(objective: str, steps: int, seed: int = 0, progress: bool = True) -> D
         noise, corner = pair(torch.randn(half, 2, 2, generator=generator)), int(AT_00 * BATCH)
         s[:corner] = t[:corner] = 0
         noise[:corner] *= 1.5  # there noise of any size gives the same answer: be flat in the tails as well
-        return flow_map_loss(model, x1, context, s, t, noise, diagonal=2 * int(DIAGONAL * half))
+        return flow_map_loss(model, x1, context, s, t, noise, from_data=2 * int(DIAGONAL * half))
 
     return learn(model, optimizer, rate, loss, steps, EMA_DECAY, f"training {objective:5}", progress)
 
