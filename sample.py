@@ -63,7 +63,8 @@ def most_confident(confidence: Tensor, unknown: Tensor, rounds_left: int, budget
 def refine(model: Model, tokens: Tensor, known: Tensor, rounds: int, path: list[float], commit: Commit, noise: float = 1,
            fresh: bool = True, move: Callable = flow_map, draw: str = "argmax", judge: str = "max", reopen: bool = False,
            generator: Generator | None = None, trace: list | None = None) -> Tensor:
-    """Draft, commit, forget, at most `rounds` times; the last round commits everything. NFE = rounds * (len(path) - 1).
+    """Draft, commit, forget, at most `rounds` times; the last round commits everything. NFE = rounds * (len(path) - 1),
+    less for a sequence of which all tokens are committed before.
     With `reopen`, a committed token is only as safe as it was sure: `commit` chooses anew among all generated tokens.
 
     tokens: (B, L) int64; known: (B, L) bool, tokens that are given and come back bit for bit; what the other entries of
@@ -85,16 +86,18 @@ def refine(model: Model, tokens: Tensor, known: Tensor, rounds: int, path: list[
     rand = lambda: torch.rand(tokens.shape, generator=generator, device=tokens.device)
     x0, sure, free = None, torch.ones(tokens.shape, device=tokens.device), ~known
     for rounds_left in range(rounds, 0, -1):
-        if known.all():
-            break
         unknown = ~known
+        asked = unknown.any(1)  # a finished sequence costs no more passes
+        if not asked.any():
+            break
         x1 = F.one_hot(tokens.where(known, 0), model.vocab_size).float()
         if fresh or x0 is None:
             x0 = torch.randn(x1.shape, generator=generator, device=x1.device) * noise
         x = torch.where(known[..., None], x1, x0)
         for i, (s, t) in enumerate(zip(path, path[1:])):
             s, t = (token_times(torch.full_like(x[:, 0, 0], time), known) for time in (s, t))
-            delta = model(x, s, t).exp()
+            delta = torch.zeros_like(x)
+            delta[asked] = model(x[asked], s[asked], t[asked]).exp()
             x = move(x, delta, s, t)
             confidence, draft = delta.max(-1)
             if draw == "sample":  # inverse of the cumulative distribution

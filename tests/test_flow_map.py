@@ -236,6 +236,18 @@ def test_the_exact_flow_map_is_a_fixed_point_of_the_semigroup_target():
     assert abs(loss - entropy[~context].mean()) < 1e-6
 
 
+def test_where_the_context_leaves_one_sequence_all_noise_flows_to_it_so_the_data_is_the_exact_target():
+    """The first token of EXACT tells its three sequences apart: given it, delta_{s,t} = x1 at every s <= t."""
+    n = 30
+    x1, context = F.one_hot(EXACT.sequences[torch.arange(n) % 3], 3).double(), torch.tensor([True, False, False]).expand(n, 3)
+    s = torch.rand(n, generator=seeded(1)).double()
+    t = s + (1 - s) * torch.rand(n, generator=seeded(2)).double()
+    x = interpolate(x1, randn(n, 3, 3), token_times(s, context))
+    assert (delta(x, token_times(s, context), token_times(t, context)) - x1).abs().max() < 1e-9
+    for from_data in (n, 0):  # by the data or by the semigroup: one target
+        assert flow_map_loss(EXACT, x1, context, s, t, randn(n, 3, 3), from_data).abs() < 1e-9
+
+
 def test_no_model_has_a_smaller_loss_on_the_diagonal_than_the_exact_one():
     n = 3000
     x1 = F.one_hot(EXACT.sequences[torch.multinomial(EXACT.weights, n, True, generator=seeded())], 3).double()

@@ -116,9 +116,12 @@ def test_known_tokens_are_one_hot_at_times_1_1_in_every_pass_and_come_back(run, 
     result = run(model, tokens, known, generator=seeded(), trace=trace)
     assert result[known].tolist() == [1, 2, 2] and result.dtype == torch.int64
     assert ((result >= 0) & (result < 3)).all()
-    for x, s, t in model.calls:
-        assert x[known].tolist() == [[0, 1, 0], [0, 0, 1], [0, 0, 1]]
-        assert (s[known] == 1).all() and (t[known] == 1).all()
+    now = known
+    for (x, s, t), record in zip(model.calls, trace, strict=True):
+        asked = ~now.all(1)
+        given, now = known[asked], now | record.committed
+        assert x[given].equal(F.one_hot(before[asked][given], 3).float()) and given.any()
+        assert (s[given] == 1).all() and (t[given] == 1).all()
     assert all(record.draft[known].tolist() == [1, 2, 2] for record in trace)
     assert tokens.equal(before) and known.sum() == 3, "the caller's tensors are left alone"
 
@@ -129,8 +132,9 @@ def test_a_committed_token_is_clean_context_from_then_on(run, nfe, times, noisy)
     result = run(model, *nothing(20, 5), generator=seeded(), trace=trace)
     known = torch.zeros(20, 5, dtype=torch.bool)
     for (x, s, t), record in zip(model.calls, trace, strict=True):
-        assert (s == 1).equal(known) and ((t == 1) | ~known).all()
-        assert x[known].equal(F.one_hot(result, 3).float()[known])
+        asked = ~known.all(1)
+        assert (s == 1).equal(known[asked]) and ((t == 1) | ~known[asked]).all()
+        assert x[known[asked]].equal(F.one_hot(result, 3).float()[asked][known[asked]])
         assert not (record.committed & known).any() and record.draft[known].equal(result[known])
         assert record.draft[record.committed].equal(result[record.committed])
         known = known | record.committed
@@ -195,6 +199,16 @@ def test_nothing_is_asked_where_nothing_is_unknown_and_garbage_there_is_not_read
     some = torch.tensor([[True, False, True, False, False]])
     results = [run(Scripted(), tokens.masked_fill(~some, garbage), some, generator=seeded()) for garbage in (-5, 0, 2, 10**9)]
     assert all(result.equal(results[0]) for result in results)
+
+
+@every_sampler
+def test_a_finished_sequence_costs_no_pass_and_the_others_notice_nothing(run, nfe, times, noisy):
+    model, alone = Scripted(), Scripted()
+    tokens, known = puzzle([None] * 5, [0, 1, 2, 1, 0], [None, 1, None, None, 2])
+    result = run(model, tokens, known, generator=seeded())
+    assert result[1].tolist() == [0, 1, 2, 1, 0] and len(model.calls[0][0]) == 2
+    free = run(alone, tokens, known & torch.tensor([[True], [False], [True]]), generator=seeded())
+    assert result[::2].equal(free[::2]) and all(a[0][0].equal(b[0][0]) for a, b in zip(model.calls, alone.calls))
 
 
 @every_sampler
