@@ -168,7 +168,7 @@ def posterior_refinement(model: Model, tokens: Tensor, known: Tensor, rounds: in
     draft* (p_max >= threshold) and at least the uniform budget, give the rest fresh noise, repeat.
 
     NFE = rounds * flow_steps, less where all tokens are committed before. `fresh` = False keeps the first noise. The
-    published threshold is 0.999; a small network is too sure of itself for it (python -m sudoku.refinement). `reopen`
+    published threshold is 0.999; a small network goes further with 0.9999 (python -m sudoku.refinement). `reopen`
     (not in the paper): as many tokens are kept as ever, but the surest of all that were generated, so that a later,
     surer draft takes the place of an early doubtful one.
     """
