@@ -47,7 +47,7 @@ RECIPE = dict(task=str, objective=str, steps=int, minutes=float, width=int, dept
               teacher=str, distill=float)  # what makes a run: saved with it
 STARTS = {"fmlm+": ("mdm", "fmlm+"), "fmlm": ("flm", "fmlm"), "flm": ("flm",), "mdm": ("mdm",), "mlfm": ("mdm", "mlfm")}
 TEACHERS = {"fmlm+": ("mdm", "fmlm+"), "fmlm": ("flm",)}  # what an objective can start from, and learn from
-DIAGONAL = 0.5  # share of a batch with s = t, trained on the data; the others learn the flow map from the network itself
+DIAGONAL = 0.5  # share of a batch with s = t, trained on the data; the others, but puzzles, learn from the network itself
 BOUNDARY = 1 / 32  # share of the others pinned at (s, t) = (0, 1)
 SAVE_EVERY = 60  # seconds
 NO_RUN = "holds weights to sample from, but no training run to resume"
