@@ -422,13 +422,13 @@ def masked(mdm: Model) -> Model:
 def flow_map_loss(model: Model, x1: Tensor, context: Tensor, s: Tensor, t: Tensor, noise: Tensor, from_data: int,
                   parts: dict | None = None, teacher: Model | None = None, taught: int = 0,
                   off_diagonal: Callable[[Model, Tensor, Tensor, Tensor], Tensor] = semigroup) -> Tensor:
-    """FMLM+ (2606.24773); without context it is FMLM, with diagonal = B an FLM, at s = t = 0 masked diffusion.
+    """FMLM+ (2606.24773); without context it is FMLM, with from_data = B and s = t an FLM, at s = t = 0 masked diffusion.
 
     The first `from_data` sequences learn x1, or the first `taught` of them the D_s(x_s) of a frozen teacher. That is right
     on the diagonal, s = t, where delta is the denoiser; and at any s <= t where the context leaves one sequence, for all
     noise flows to it (not in the paper). The others learn the flow map from the network itself, held fixed: by `semigroup`,
     from its own two shorter jumps, or by `lagrangian`. x1, noise: (B, L, V); context: (B, L) bool; s, t: (B,).
-    Loss = sum over generated tokens / number of generated tokens. `parts` receives the means of the two halves.
+    Loss = sum over generated tokens / number of generated tokens. `parts` receives the means of the two kinds.
     """
     s, t = token_times(s, context), token_times(t, context)
     x_s = interpolate(x1, noise, s)
