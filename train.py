@@ -177,17 +177,22 @@ class Run:
                     optimizer=self.optimizer.state_dict()["state"], generator=self.generator.get_state())
 
     def fits(self, state: dict, allowed: dict, option: str, path: str) -> None:
-        """ValueError unless the checkpoint is of this task and size, and of an objective that is allowed for this one."""
+        """ValueError unless the checkpoint is of this task and size (or of fewer blocks), and of an allowed objective."""
         own, suits = self.info, allowed.get(self.info["objective"], ())
-        if state["objective"] not in suits or any(state[name] != own[name] for name in ("task", "network")):
+        network = dict(state["network"], depth=max(state["network"]["depth"], own["network"]["depth"]))
+        if state["objective"] not in suits or state["task"] != own["task"] or network != own["network"]:
             raise ValueError(f"{option} {path} is {state['task']}, {state['objective']}, {state['network']}, but this run, "
-                             f"{own['task']}, {own['objective']}, {own['network']}, needs its own task and size, trained as "
-                             f"{' or '.join(suits) or 'nothing: it takes none'}")
+                             f"{own['task']}, {own['objective']}, {own['network']}, needs its own task and size (or fewer "
+                             f"blocks), trained as {' or '.join(suits) or 'nothing: it takes none'}")
 
     def load(self, state: dict) -> None:
-        """Start from the weights of another run: an MDM's, say, which is this network at s = t = 0."""
+        """Start from the weights of another run: an MDM's, say, which is this network at s = t = 0. Blocks that it lacks
+        write nothing yet, so that a deeper network starts out as the same function."""
         for model in (self.model, self.ema.model):
-            model.load_state_dict(state["model"])
+            model.load_state_dict(state["model"], strict=False)
+            for block in model.blocks[state["network"]["depth"]:]:
+                for last in (*block.out.parameters(), *block.down.parameters()):
+                    nn.init.zeros_(last)
 
     def restore(self, state: dict, path: str) -> None:
         """Continue where `state` was: the next step is the one that would have come next, bit for bit on a CPU."""
