@@ -43,6 +43,7 @@ def files(tmp_path_factory):
     """A real checkpoint of 2 of 10 steps for every objective, and files that are none."""
     folder = tmp_path_factory.mktemp("files")
     made = {objective: train_tiny(folder / f"{objective}.pt", "--objective", objective) for objective in checkpoints.OBJECTIVES}
+    made["deep"] = train_tiny(folder / "deep.pt", "--objective", "mdm", "--depth", "2")
     for name, data in {"truncated": Path(made["mdm"]).read_bytes()[:-999], "text": b"not ours\n", "empty": b"",
                        "binary": bytes(range(128, 256)), "bad puzzles": b"1234\n11..............\n"}.items():
         (folder / name).write_bytes(data)
@@ -301,6 +302,7 @@ TRAINING = {  # arguments, with {names} of files, and what the sentence must say
     "init truncated": (["--init", "{truncated}", "--out", "{folder}/x"], "is damaged or not"),
     "init of another task": (["sudoku6", "--boards", "9", "--init", "{mdm}", "--out", "{folder}/x"], "sudoku4"),
     "init of another size": (["--init", "{mdm}", "--out", "{folder}/x"], "'width': 16"),
+    "init of more blocks": ([*TINY, "--init", "{deep}", "--out", "{folder}/x"], "'depth': 2", "'depth': 1", "or fewer blocks"),
     "both": (["--init", "{mdm}", "--resume", "{mdm}"], "not allowed with"),
     "resume another task": (["sudoku9", "--resume", "{mdm}"], "a run with task sudoku4, not sudoku9"),
     "resume another objective": (["--objective", "flm", "--resume", "{mdm}"], "a run with objective mdm, not flm"),

@@ -476,6 +476,20 @@ def test_an_fmlm_plus_beside_a_teacher_starts_from_nothing_and_from_an_mdm_it_st
         assert model(x, s, t).equal(mdm(x, s, t))
 
 
+def test_a_deeper_network_starts_as_the_shallower_one_and_every_block_that_it_adds_learns(files):
+    x, s, t = inputs()
+    shallow, run = load_checkpoint(files["fmlm+"])[0], Run(options_of("--depth", "3"))
+    run.load(read_checkpoint(files["fmlm+"]))
+    for model in (run.model, run.ema.model):
+        assert len(model.blocks) == 3 and model(x, s, t).equal(shallow(x, s, t))
+    for _ in range(2):
+        run.loss(run.network, run.draw(), {}).backward()
+        run.update()
+    second, third = run.model.blocks[1:]
+    assert second.out.weight.any() and second.down.weight.any() and third.out.weight.any() and third.down.weight.any()
+    assert not second.out.weight.equal(third.out.weight)
+
+
 def test_an_mdm_teaches_a_quarter_unless_told_otherwise_and_through_a_mask(files):
     run, (x, s, t) = Run(options_of("--teacher", files["mdm"])), inputs()
     assert run.options.distill == 0.25 and run.state()["options"]["distill"] == 0.25
