@@ -315,7 +315,7 @@ TRAINING = {  # arguments, with {names} of files, and what the sentence must say
                                 "--teacher {mdm} is sudoku4, mdm", "this run, sudoku6, fmlm+"),
     "teacher of another size": ([*TINY, "--width", "32", "--teacher", "{mdm}", "--out", "{folder}/x"],
                                 "--teacher {mdm} is sudoku4, mdm", "'width': 16", "'width': 32"),
-    "teacher of another depth": ([*TINY, "--depth", "2", "--teacher", "{mdm}", "--out", "{folder}/x"], "'depth': 1", "'depth': 2"),
+    "teacher of more blocks": ([*TINY, "--teacher", "{deep}", "--out", "{folder}/x"], "'depth': 2", "'depth': 1", "or fewer blocks"),
     "teacher of another objective": ([*TINY, "--teacher", "{flm}", "--out", "{folder}/x"],
                                      "--teacher {flm} is sudoku4, flm", "sudoku4, fmlm+", "trained as mdm or fmlm+"),
     "teacher of an fmlm": ([*TINY, "--objective", "fmlm", "--teacher", "{mdm}", "--out", "{folder}/x"],

@@ -443,9 +443,10 @@ def inputs(n=20):
     return torch.randn(n, 16, 4, generator=draw), times[0], times[1]
 
 
-def test_the_student_of_an_flm_starts_as_its_teacher_bit_for_bit_and_then_learns_the_second_time(files):
+@pytest.mark.parametrize("depth", ["1", "2"])  # that of the teacher, and deeper
+def test_the_student_of_an_flm_starts_as_its_teacher_bit_for_bit_and_then_learns_the_second_time(depth, files):
     teacher, _ = load_checkpoint(files["flm"])
-    run, (x, s, t) = Run(options_of("--objective", "fmlm", "--teacher", files["flm"])), inputs()
+    run, (x, s, t) = Run(options_of("--objective", "fmlm", "--teacher", files["flm"], "--depth", depth)), inputs()
     expected = teacher(x, s, s)
     assert expected.std() > 0.1 and (teacher(x, t, t) - expected).abs().max() > 1e-2
     for model in (run.model, run.ema.model):
