@@ -311,7 +311,8 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, dict | None]
     parser.add_argument("--minutes", type=float, help="length of the schedule, or of this sitting where --steps is given")
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--resume", metavar="CKPT", help="continue this run, with the settings that it was started with")
-    start.add_argument("--init", metavar="CKPT", help="start from the weights of this checkpoint, such as an MDM's")
+    start.add_argument("--init", metavar="CKPT", help="start from the weights of this checkpoint, such as an MDM's; it may "
+                       "have fewer blocks than --depth")
     parser.add_argument("--out", metavar="CKPT", help="default: checkpoints/TASK-OBJECTIVE.pt, or the resumed checkpoint")
     parser.add_argument("--teacher", metavar="CKPT", help="learn the diagonal from this frozen model: fmlm from an flm, from "
                         "which it also starts; fmlm+ from an fmlm+, or from an mdm at s = t = 0")
