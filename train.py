@@ -48,7 +48,7 @@ RECIPE = dict(task=str, objective=str, steps=int, minutes=float, width=int, dept
 STARTS = {"fmlm+": ("mdm", "fmlm+"), "fmlm": ("flm", "fmlm"), "flm": ("flm",), "mdm": ("mdm",), "mlfm": ("mdm", "mlfm")}
 TEACHERS = {"fmlm+": ("mdm", "fmlm+"), "fmlm": ("flm",)}  # what an objective can start from, and learn from
 DIAGONAL = 0.5  # share of a batch with s = t, trained on the data; the others, but puzzles, learn from the network itself
-BOUNDARY, PUZZLE_BOUNDARY = 1 / 32, 1 / 2  # share of the others, and of puzzles among them, pinned at (s, t) = (0, 1)
+BOUNDARY = 1 / 32  # share of the others pinned at (s, t) = (0, 1); puzzles among them are all there
 SAVE_EVERY = 60  # seconds
 NO_RUN = "holds weights to sample from, but no training run to resume"
 
@@ -79,7 +79,7 @@ def training_loss(options: argparse.Namespace, model: fmlm.Model, x1: Tensor, ge
     diagonal = B if objective == "flm" else distilled + round((B - distilled) * DIAGONAL)
     boundary = torch.full((B,), 0.0 if options.lagrangian else BOUNDARY, device=x1.device)  # there the Lagrangian is silent
     if options.puzzles:
-        boundary[puzzle_rows(B)] = PUZZLE_BOUNDARY
+        boundary[puzzle_rows(B)] = 1.0
     s, t = fmlm.sample_times(B, diagonal, boundary, device=x1.device, distilled=distilled, **strata)
     if options.tau:
         s, t = fmlm.inverse_decoding_time(s, x1.shape[-1]), fmlm.inverse_decoding_time(t, x1.shape[-1])
