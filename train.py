@@ -77,7 +77,8 @@ def training_loss(options: argparse.Namespace, model: fmlm.Model, x1: Tensor, ge
         return fmlm.mlfm_loss(model, x1, context, t, noise()), generated
     distilled = round(B * (options.distill or 0))  # taught by an MDM; the others split into diagonal and off-diagonal
     diagonal = B if objective == "flm" else distilled + round((B - distilled) * DIAGONAL)
-    boundary = torch.full((B,), 0.0 if options.lagrangian else BOUNDARY, device=x1.device)  # there the Lagrangian is silent
+    # At (0, 1), where samplers ask most, the Lagrangian target says nothing; a puzzle's target is the data, right there too.
+    boundary = torch.full((B,), 0.0 if options.lagrangian else BOUNDARY, device=x1.device)
     if options.puzzles:
         boundary[puzzle_rows(B)] = 1.0
     s, t = fmlm.sample_times(B, diagonal, boundary, device=x1.device, distilled=distilled, **strata)
