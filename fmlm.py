@@ -156,14 +156,14 @@ def sample_context(prompt: Tensor, generator: Generator | None = None, rank: int
     return prompt | ~hidden, rate
 
 
-def sample_times(n: int, diagonal: int, boundary: float | Tensor = 1 / 32, generator: Generator | None = None,
+def sample_times(n: int, diagonal: int, boundary: float = 1 / 32, generator: Generator | None = None,
                  device: str | torch.device = "cpu", rank: int = 0, world: int = 1, distilled: int = 0,
                  ) -> tuple[Tensor, Tensor]:
     """The "uniform_diff" law of 2606.24773: d ~ U(0, 1), s ~ U(0, 1-d), t = s + d. Returns s, t: (n,).
 
     The first `diagonal` rows have s = t = d instead, the first `distilled` of them s = t = 0, where an MDM can teach; of
-    the other rows a share `boundary`, or of row i a share boundary[i], is pinned at (0, 1), the one pair at which one-step
-    generation and Posterior Refinement ask the network.
+    the other rows a share `boundary` is pinned at (0, 1), the one pair at which one-step generation and Posterior Refinement
+    ask the network.
     """
     draw = lambda count: stratified_uniform(count, generator, device, rank, world)
     d = draw(n)

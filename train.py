@@ -77,10 +77,7 @@ def training_loss(options: argparse.Namespace, model: fmlm.Model, x1: Tensor, ge
         return fmlm.mlfm_loss(model, x1, context, t, noise()), generated
     distilled = round(B * (options.distill or 0))  # taught by an MDM; the others split into diagonal and off-diagonal
     diagonal = B if objective == "flm" else distilled + round((B - distilled) * DIAGONAL)
-    # At (0, 1), where samplers ask most, the Lagrangian target says nothing; a puzzle's target is the data, right there too.
-    boundary = torch.full((B,), 0.0 if options.lagrangian else BOUNDARY, device=x1.device)
-    if options.puzzles:
-        boundary[puzzle_rows(B)] = 1.0
+    boundary = 0.0 if options.lagrangian else BOUNDARY  # at (0, 1) the Lagrangian target says nothing
     s, t = fmlm.sample_times(B, diagonal, boundary, device=x1.device, distilled=distilled, **strata)
     if options.tau:
         s, t = fmlm.inverse_decoding_time(s, x1.shape[-1]), fmlm.inverse_decoding_time(t, x1.shape[-1])
@@ -88,6 +85,7 @@ def training_loss(options: argparse.Namespace, model: fmlm.Model, x1: Tensor, ge
         return fmlm.flm_loss(model, x1, t, noise()), generated
     taught = 0 if teacher is None else distilled if options.distill is not None else diagonal
     from_data = max(diagonal, puzzle_rows(B).stop) if options.puzzles else diagonal
+    s[diagonal:from_data], t[diagonal:from_data] = 0, 1  # puzzles: where samplers ask most, and the data are right there too
     return fmlm.flow_map_loss(model, x1, context, s, t, noise(), from_data, parts, teacher, taught,
                               fmlm.lagrangian if options.lagrangian else fmlm.semigroup), generated
 

@@ -194,9 +194,8 @@ def test_a_puzzle_learns_the_data_off_the_diagonal_too(puzzles, from_data):
     prompt = torch.zeros(8, 16, dtype=torch.bool)
     prompt[2:6, ::3] = True
     context, _ = fmlm.sample_context(prompt, draws)
-    boundary = torch.full((8,), 1 / 32)
-    boundary[2:6] = 1 if puzzles == "5" else 1 / 32
-    s, t = fmlm.sample_times(8, 4, boundary, draws)
+    s, t = fmlm.sample_times(8, 4, 1 / 32, draws)
+    s[4:from_data], t[4:from_data] = 0, 1
     expected = fmlm.flow_map_loss(model, x1, context, s, t, torch.randn(8, 16, 4, generator=draws), from_data)
     loss, _ = training_loss(options_of("--puzzles", puzzles), model, x1, Generator().manual_seed(7), prompt=prompt)
     assert loss == expected
@@ -206,11 +205,10 @@ def test_a_puzzle_learns_the_data_off_the_diagonal_too(puzzles, from_data):
 def test_off_the_diagonal_all_puzzles_and_one_board_in_32_are_at_0_1(monkeypatch, target, boards, deviation):
     """Of 2,048 rows the last 1,024 lie off the diagonal, the first half of these are puzzles. Strata of [0, 1] fall to rows
     without replacement: 16 +- 2.8 boards (hypergeometric: sqrt(512/32 31/32 512/1023))."""
-    seen, sample_times = [], fmlm.sample_times
-    monkeypatch.setattr(fmlm, "sample_times", lambda *a, **k: seen.append(sample_times(*a, **k)) or seen[0])
+    seen = []
+    monkeypatch.setattr(fmlm, "flow_map_loss", lambda model, x1, context, s, t, *rest: seen.append((s == 0) & (t == 1)))
     training_loss(options_of("--puzzles", "5", target), random_model(), boards_of_8().repeat(256, 1, 1), Generator().manual_seed(7))
-    (s, t), = seen
-    pinned = (s == 0) & (t == 1)
+    pinned, = seen
     assert not pinned[:1024].any() and pinned[1024:1536].all()
     assert abs(pinned[1536:].sum() - boards) < 4.5 * deviation
 
