@@ -109,26 +109,27 @@ def likelihood_bound(shape: sudoku.Shape, model: fmlm.Denoiser, objective: str, 
 
 
 def evaluate(path: str, options: argparse.Namespace) -> dict:
-    """Everything there is to say about one checkpoint, as one dictionary."""
+    """Everything there is to say about one checkpoint, as one dictionary. Each figure draws from the seed alone, so that it is
+    the same whatever else was asked, and two checkpoints are judged by the same draws."""
     model, info = load_checkpoint(path, options.device, options.compile)
     shape, objective = sudoku.SHAPES[info["task"]], info["objective"]
-    generator = Generator(options.device).manual_seed(options.seed)
+    draws = lambda: Generator(options.device).manual_seed(options.seed)
     names = options.sampler or [name for name in SAMPLERS if objective in SAMPLERS[name].objectives and name not in ASIDE]
     names = [choose_sampler(objective, name)[0] for name in names]
     default = {4: [1, 2, 4, 8, 16], 6: [1, 3, 9, 27], 9: [1, 3, 9, 27, 81]}[shape.size]
     document = {"checkpoint": str(path), "task": info["task"], "objective": objective, "steps": info.get("step"),
                 "parameters": sum(weight.numel() for weight in model.parameters()), "seed": options.seed, "bf16": options.bf16}
-    document["unconditional"] = [unconditional(shape, model, name, nfe, options.n, generator)
+    document["unconditional"] = [unconditional(shape, model, name, nfe, options.n, draws())
                                  for name in names for nfe in options.nfe or default]
     if objective in WITHOUT_CONTEXT:
         return document
-    document["puzzles"] = [puzzles(shape, model, name, nfe, options.n, clues, generator)
+    document["puzzles"] = [puzzles(shape, model, name, nfe, options.n, clues, draws())
                            for name in names for clues in options.clues or [] for nfe in options.nfe or [1, 2, 4, 8, 16]]
-    bound, error = likelihood_bound(shape, model, objective, generator)
+    bound, error = likelihood_bound(shape, model, objective, draws())
     document["likelihood"] = {"bound": round(bound, 3), "plus_minus": round(error, 3),
                               "limit": round(math.log(sudoku.BOARD_COUNT[shape.name]), 3)}
     if shape.size == 4:
-        document["kl"] = against_exact(shape, model, objective, generator)
+        document["kl"] = against_exact(shape, model, objective, draws())
     return document
 
 

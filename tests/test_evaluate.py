@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from sample import SAMPLERS
-from sudoku import boards as sudoku
+from sudoku import boards as sudoku, evaluate
 from sudoku.evaluate import against_exact, interval, likelihood_bound, main, posterior, puzzles, report, share, unconditional
 from toy.exact import Exact
 
@@ -316,6 +316,16 @@ def test_the_same_seed_gives_the_same_document(checkpoint, capsys):
         assert document.pop("seed") == int(seed)
         outputs.append(document)
     assert outputs[0] == outputs[1] != outputs[2]
+
+
+def test_each_figure_draws_from_the_seed_alone_whatever_else_is_asked(checkpoint, monkeypatch):
+    asked = []
+    for name in "unconditional", "puzzles", "likelihood_bound", "against_exact":
+        measure = getattr(evaluate, name)
+        monkeypatch.setattr(evaluate, name, lambda *a, m=measure: asked.append((m.__name__, a[-1].get_state())) or m(*a))
+    assert main([checkpoint("mdm"), "-n", "2", "--nfe", "1", "2", "--clues", "12", "--sampler", "ancestral", "--seed", "3"]) == 0
+    assert [name for name, _ in asked] == ["unconditional"] * 2 + ["puzzles"] * 2 + ["likelihood_bound", "against_exact"]
+    assert all(state.equal(seeded(3).get_state()) for _, state in asked)
 
 
 @pytest.mark.parametrize("objective, arguments, message", [
