@@ -161,14 +161,14 @@ def block_diffusion(model: Model, tokens: Tensor, known: Tensor, block_length: i
     return refine(model, tokens, known, blocks, steps_from_0_to_1(steps), commit, generator=generator, trace=trace)
 
 
-def posterior_refinement(model: Model, tokens: Tensor, known: Tensor, rounds: int, threshold: float = 0.9999,
+def posterior_refinement(model: Model, tokens: Tensor, known: Tensor, rounds: int, threshold: float = 0.995,
                          flow_steps: int = 1, fresh: bool = True, reopen: bool = False,
                          generator: Generator | None = None, trace: list | None = None) -> Tensor:
     """Posterior Refinement (2606.24773): draft the whole sequence with delta_{0,1}, commit what is sure *given the
     draft* (p_max >= threshold) and at least the uniform budget, give the rest fresh noise, repeat.
 
     NFE = rounds * flow_steps, less where all tokens are committed before. `fresh` = False keeps the first noise. The
-    published threshold is 0.999; a small network goes further with 0.9999 (python -m sudoku.refinement). `reopen`
+    published threshold is 0.999; where p_max is calibrated, less spares passes (python -m sudoku.refinement). `reopen`
     (not in the paper): as many tokens are kept as ever, but the surest of all that were generated, so that a later,
     surer draft takes the place of an early doubtful one.
     """

@@ -108,7 +108,7 @@ def test_p_max_is_that_of_the_first_pass_and_one_pass_is_one():
     assert bins[1]["cells"] == 20
 
 
-@pytest.mark.parametrize("nfe, steps", [(4, [1, 1, 1, 1, 1, 1, 2, 4, 1, 1, 1]), (6, [1, 1, 1, 1, 1, 1, 2, 1, 1, 1]), (1, [1] * 9)])
+@pytest.mark.parametrize("nfe, steps", [(4, [1] * 7 + [2, 4, 1, 1, 1]), (6, [1] * 7 + [2, 1, 1, 1]), (1, [1] * 10)])
 def test_every_variant_gets_the_same_passes_the_same_puzzles_and_the_same_first_noise(monkeypatch, nfe, steps):
     calls, inner = [], refinement.posterior_refinement
 
@@ -121,7 +121,7 @@ def test_every_variant_gets_the_same_passes_the_same_puzzles_and_the_same_first_
     rows = sweep(Constant(0.5), given, solutions, nfe, 5)
     assert [variant.get("flow_steps", 1) for _, variant, _, _ in calls] == steps
     assert [rounds * step for (rounds, *_), step in zip(calls, steps)] == [nfe] * len(steps)
-    assert [variant.get("threshold", 0.9999) for _, variant, _, _ in calls][:6] == [0, 0.9, 0.99, 0.999, 0.9999, 1]
+    assert [variant.get("threshold", 0.995) for _, variant, _, _ in calls][:7] == [0, 0.9, 0.99, 0.995, 0.999, 0.9999, 1]
     assert [variant.get("fresh", True) for _, variant, _, _ in calls] == [True] * (len(steps) - 3) + [False, True, True]
     assert all(tokens.equal(given.clamp(min=0)) for _, _, tokens, _ in calls)
     assert all(state.equal(torch.Generator().manual_seed(5).get_state()) for *_, state in calls)
@@ -138,7 +138,7 @@ def test_the_document_holds_every_row(checkpoint, capsys):
     assert {key: document[key] for key in ("checkpoint", "task", "clues", "n", "nfe", "seed")} == {
         "checkpoint": path, "task": "sudoku4", "clues": 6, "n": 3, "nfe": [4, 6], "seed": 2}
     assert document["one_pass"]["cells"] == 30 == sum(row["cells"] for row in document["one_pass"]["calibration"]["bins"])
-    assert [row["nfe"] for row in document["sweep"]] == 11 * [4] + 10 * [6]
+    assert [row["nfe"] for row in document["sweep"]] == 12 * [4] + 11 * [6]
 
 
 def test_the_report_is_three_tables_with_a_dash_where_there_is_no_number(checkpoint, capsys):

@@ -425,9 +425,9 @@ def test_what_is_sure_is_committed_beyond_the_budget():
     assert rounds == [[[0, 1, 3]], [[4]], [[2]]]
 
 
-def test_the_threshold_is_0_9999_where_none_is_given():
-    """p_max 0.99992 and 0.99988 beside 1/2: the budget of 4 rounds for 4 tokens is 1, so the second sure one shows the rule."""
-    table = [[0.99992, 0.00008], [0.99993, 0.00007], [0.99988, 0.00012], [0.5, 0.5]]
+def test_the_threshold_is_0_995_where_none_is_given():
+    """p_max 0.9952 and 0.9948 beside 1/2: the budget of 4 rounds for 4 tokens is 1, so the second sure one shows the rule."""
+    table = [[0.9952, 0.0048], [0.9953, 0.0047], [0.9948, 0.0052], [0.5, 0.5]]
     assert committed_by(posterior_refinement, table, *nothing(1, 4), rounds=4)[0][0] == [[0, 1]]
 
 
