@@ -161,17 +161,19 @@ def block_diffusion(model: Model, tokens: Tensor, known: Tensor, block_length: i
     return refine(model, tokens, known, blocks, steps_from_0_to_1(steps), commit, generator=generator, trace=trace)
 
 
-def posterior_refinement(model: Model, tokens: Tensor, known: Tensor, rounds: int, threshold: float = 0.995,
+def posterior_refinement(model: Model, tokens: Tensor, known: Tensor, rounds: int, threshold: float | None = None,
                          flow_steps: int = 1, fresh: bool = True, reopen: bool = False,
                          generator: Generator | None = None, trace: list | None = None) -> Tensor:
     """Posterior Refinement (2606.24773): draft the whole sequence with delta_{0,1}, commit what is sure *given the
     draft* (p_max >= threshold) and at least the uniform budget, give the rest fresh noise, repeat.
 
-    NFE = rounds * flow_steps, less where all tokens are committed before. `fresh` = False keeps the first noise. The
-    published threshold is 0.999; where p_max is calibrated, less spares passes (python -m sudoku.refinement). `reopen`
-    (not in the paper): as many tokens are kept as ever, but the surest of all that were generated, so that a later,
-    surer draft takes the place of an early doubtful one.
+    NFE = rounds * flow_steps, less where all tokens are committed before. `fresh` = False keeps the first noise.
+    `threshold`: by default 1 - 0.02 / rounds, since who has more rounds to wait can ask for more; the published 0.999 is
+    that of 20 rounds (python -m sudoku.refinement compares). `reopen` (not in the paper): as many tokens are kept as
+    ever, but the surest of all that were generated, so that a later, surer draft takes the place of an early doubtful one.
     """
+    rounds = rounds_at_most_tokens(rounds, tokens)
+    threshold = 1 - 0.02 / rounds if threshold is None else threshold
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must lie in [0, 1], got {threshold}")
 
@@ -179,8 +181,8 @@ def posterior_refinement(model: Model, tokens: Tensor, known: Tensor, rounds: in
         budget = -(-unknown.sum(1, keepdim=True) * (rounds - rounds_left + 1) // rounds) if reopen else None
         return (confidence >= threshold) | most_confident(confidence, unknown, rounds_left, budget)
 
-    return refine(model, tokens, known, rounds_at_most_tokens(rounds, tokens), steps_from_0_to_1(flow_steps), commit,
-                  fresh=fresh, reopen=reopen, generator=generator, trace=trace)
+    return refine(model, tokens, known, rounds, steps_from_0_to_1(flow_steps), commit, fresh=fresh, reopen=reopen,
+                  generator=generator, trace=trace)
 
 
 def a_priori_confidence(model: Model, tokens: Tensor, known: Tensor, rounds: int, draw: str = "argmax",

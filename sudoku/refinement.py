@@ -24,11 +24,11 @@ from sudoku.evaluate import clue_count, share
 
 THRESHOLDS = (0.5, 0.9, 0.99, 0.999)  # p_max below one of these is "low confidence"
 EDGES = (0.0, 0.5, 0.7, 0.9, 0.99, 0.999, 1.0)  # of the calibration bins: narrow where almost all cells are
-VARIANTS = {  # a row of the sweep: how it differs from the default threshold 0.995, 1 flow step, fresh noise
+VARIANTS = {  # a row of the sweep: how it differs from 1 flow step a round, fresh noise and the default threshold
     "threshold 0: all at once": dict(threshold=0.0),
     "threshold 0.9": dict(threshold=0.9),
     "threshold 0.99": dict(threshold=0.99),
-    "threshold 0.995: default": dict(),
+    "default: 1 - 0.02 / rounds": dict(),
     "threshold 0.999: published": dict(threshold=0.999),
     "threshold 0.9999": dict(threshold=0.9999),
     "threshold 1: uniform budget": dict(threshold=1.0),

@@ -121,7 +121,7 @@ def test_every_variant_gets_the_same_passes_the_same_puzzles_and_the_same_first_
     rows = sweep(Constant(0.5), given, solutions, nfe, 5)
     assert [variant.get("flow_steps", 1) for _, variant, _, _ in calls] == steps
     assert [rounds * step for (rounds, *_), step in zip(calls, steps)] == [nfe] * len(steps)
-    assert [variant.get("threshold", 0.995) for _, variant, _, _ in calls][:7] == [0, 0.9, 0.99, 0.995, 0.999, 0.9999, 1]
+    assert [variant.get("threshold", "default") for _, variant, _, _ in calls][:7] == [0, 0.9, 0.99, "default", 0.999, 0.9999, 1]
     assert [variant.get("fresh", True) for _, variant, _, _ in calls] == [True] * (len(steps) - 3) + [False, True, True]
     assert all(tokens.equal(given.clamp(min=0)) for _, _, tokens, _ in calls)
     assert all(state.equal(torch.Generator().manual_seed(5).get_state()) for *_, state in calls)

@@ -425,10 +425,13 @@ def test_what_is_sure_is_committed_beyond_the_budget():
     assert rounds == [[[0, 1, 3]], [[4]], [[2]]]
 
 
-def test_the_threshold_is_0_995_where_none_is_given():
-    """p_max 0.9952 and 0.9948 beside 1/2: the budget of 4 rounds for 4 tokens is 1, so the second sure one shows the rule."""
-    table = [[0.9952, 0.0048], [0.9953, 0.0047], [0.9948, 0.0052], [0.5, 0.5]]
-    assert committed_by(posterior_refinement, table, *nothing(1, 4), rounds=4)[0][0] == [[0, 1]]
+@pytest.mark.parametrize("rounds, flow_steps, sure, unsure", [(4, 1, 0.9952, 0.9948), (2, 1, 0.9902, 0.9898), (2, 2, 0.9902, 0.9898)])
+def test_where_no_threshold_is_given_the_rounds_share_a_doubt_of_0_02(rounds, flow_steps, sure, unsure):
+    """1 - 0.02/4 = 0.995, 1 - 0.02/2 = 0.99, whatever the flow steps of a round. Of 4 tokens the budget is 1 and 2, so
+    the last sure one of 3 shows the rule."""
+    table = [[sure, 1 - sure], [sure + 1e-4, 1 - sure - 1e-4], [unsure, 1 - unsure], [sure, 1 - sure]]
+    committed, _ = committed_by(posterior_refinement, table, *nothing(1, 4), rounds=rounds, flow_steps=flow_steps)
+    assert [these for these in committed if these[0]][0] == [[0, 1, 3]]
 
 
 LATER_SURER = [[0.9, 0.8, 0.7, 0.5], [0.5, 0.95, 0.97, 0.5], [0.6, 0.6, 0.5, 0.5]]  # p_max pass by pass; the draft: below
