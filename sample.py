@@ -365,6 +365,8 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         known, color = given[0] >= 0, sys.stdout.isatty() and "NO_COLOR" not in os.environ
         for number, record in enumerate(traces[0] if options.trace else [], 1):
+            if known.all():  # others of its batch go on
+                break
             draft, confidence, committed, reopened = (part[0] for part in record)
             known = known & ~reopened
             print(f"pass {number}: {int(committed.sum())} committed, {int((~known & ~committed).sum())} back to noise\n"

@@ -243,6 +243,14 @@ def test_a_trace_shows_every_pass_readable_without_color(files, capsys):
     assert "\033" not in said and "back to noise: 5' p >= 0.9" in said
 
 
+def test_a_trace_ends_with_the_first_board_while_others_of_its_batch_go_on(files, capsys, tmp_path):
+    (tmp_path / "puzzles").write_text("12343412214343.." + "\n" + "." * 16 + "\n")
+    assert sample.main([files["fmlm+"], "--puzzles", str(tmp_path / "puzzles"), "--nfe", "4", "--trace"]) == 0
+    said = capsys.readouterr().out
+    assert re.findall(r"pass (\d): (\d+) committed, (\d+) back to noise", said) == [("1", "1", "1"), ("2", "1", "0")]
+    assert "4 network passes" in said
+
+
 def test_color_is_for_terminals_without_no_color_and_changes_no_character(files, capsys, monkeypatch):
     plain = traced(files, capsys)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
