@@ -168,12 +168,12 @@ def posterior_refinement(model: Model, tokens: Tensor, known: Tensor, rounds: in
     draft* (p_max >= threshold) and at least the uniform budget, give the rest fresh noise, repeat.
 
     NFE = rounds * flow_steps, less where all tokens are committed before. `fresh` = False keeps the first noise.
-    `threshold`: by default 1 - 0.02 / rounds, since who has more rounds to wait can ask for more; the published 0.999 is
-    that of 20 rounds (python -m sudoku.refinement compares). `reopen` (not in the paper): as many tokens are kept as
+    `threshold`: by default 1 - 0.05 / rounds, since who has more rounds to wait can ask for more; the published 0.999 is
+    that of 50 rounds (python -m sudoku.refinement compares). `reopen` (not in the paper): as many tokens are kept as
     ever, but the surest of all that were generated, so that a later, surer draft takes the place of an early doubtful one.
     """
     rounds = rounds_at_most_tokens(rounds, tokens)
-    threshold = 1 - 0.02 / rounds if threshold is None else threshold
+    threshold = 1 - 0.05 / rounds if threshold is None else threshold
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must lie in [0, 1], got {threshold}")
 

@@ -28,7 +28,7 @@ VARIANTS = {  # a row of the sweep: how it differs from 1 flow step a round, fre
     "threshold 0: all at once": dict(threshold=0.0),
     "threshold 0.9": dict(threshold=0.9),
     "threshold 0.99": dict(threshold=0.99),
-    "default: 1 - 0.02 / rounds": dict(),
+    "default: 1 - 0.05 / rounds": dict(),
     "threshold 0.999: published": dict(threshold=0.999),
     "threshold 0.9999": dict(threshold=0.9999),
     "threshold 1: uniform budget": dict(threshold=1.0),
