@@ -14,10 +14,8 @@ The loop (`refine`): draft all unknown tokens, commit some, forget the rest, rep
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -28,8 +26,9 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from fmlm import Denoiser, Model, bridge_step, flow_map, inverse_decoding_time, token_times
-from sudoku import boards as sudoku
+from sudoku import boards as sudoku, speed
 from sudoku.checkpoints import WITHOUT_CONTEXT, load_checkpoint, newest_checkpoint
+from sudoku.commands import Parser, command, device
 
 BATCH = 100  # sequences at a time: bounds the memory, and a CPU's caches hold what a layer computes
 
@@ -282,36 +281,7 @@ def choose_sampler(objective: str, name: str | None = None) -> tuple[str, Sample
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Parser(argparse.ArgumentParser):
-    """A command line whose mistakes are ValueErrors like all others: one sentence, exit status 2."""
-
-    def error(self, message: str) -> None:
-        raise ValueError(message)
-
-
-def device(name: str) -> torch.device:
-    """The device of --device. ValueError where this machine has none of that name."""
-    try:
-        torch.zeros(1, device=name).tolist()
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"there is no device {name!r} here") from error
-    return torch.device(name)
-
-
-def bench(model: Denoiser, sampler: Sampler, length: int, device: torch.device) -> None:
-    """Print boards per second and milliseconds a call, by batch size and NFE; batch 1 shows the latency of one board."""
-    print(f"{'batch':>7}{'NFE':>6}{'boards/s':>12}{'ms a call':>12}")
-    for batch, nfe in itertools.product((1, 64, 256), (1, 4, 16)):
-        tokens = torch.zeros(batch, length, dtype=torch.int64, device=device)
-        seconds = []
-        for _ in range(6):
-            start = time.perf_counter()
-            sampler.run(model, tokens, tokens.bool(), nfe).cpu()  # .cpu() waits for a GPU
-            seconds.append(time.perf_counter() - start)
-        middle = statistics.median(seconds[1:])
-        print(f"{batch:>7}{nfe:>6}{batch / middle:>12,.0f}{1e3 * middle:>12.1f}", flush=True)
-
-
+@command("sample.py")
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="sample.py", description="Draw Sudoku boards, or solve puzzles, with a trained checkpoint.")
     parser.add_argument("checkpoint", nargs="?", help="default: the newest trained here, else the shipped 9x9 weights")
@@ -327,35 +297,31 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--compile", action="store_true", help="half a minute to start, then faster: for thousands of boards")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        options = parser.parse_args(arguments)
-        if options.n < 1 or options.nfe < 1 or not 0 <= options.seed < 2**32:
-            raise ValueError("-n and --nfe must be 1 or more, and --seed from 0 to 2^32 - 1")
-        if options.puzzle is not None and options.puzzles is not None or options.trace and options.json:
-            raise ValueError("give --puzzle or --puzzles, and --trace or --json, not both")
-        model, info = load_checkpoint(options.checkpoint or newest_checkpoint(), options.device, options.compile)
-        name, sampler = choose_sampler(info["objective"], options.sampler)
-        shape, errors = sudoku.SHAPES[info["task"]], []
-        if options.bench:
-            with torch.autocast(options.device.type, torch.bfloat16, enabled=options.bf16):
-                bench(model, sampler, shape.cells, options.device)
-            return 0
-        solving = options.puzzle is not None or options.puzzles is not None
-        if solving and info["objective"] in WITHOUT_CONTEXT:
-            raise ValueError(f"a model trained as {info['objective']} knows no context, so it cannot solve puzzles: use fmlm+")
-        if options.puzzles is not None:
-            puzzles, errors = sudoku.read_puzzles(shape, options.puzzles)
-        else:
-            puzzles = [sudoku.parse(shape, options.puzzle)] if solving else [[-1] * shape.cells] * options.n
-        given = torch.tensor(puzzles, device=options.device)
-        generator, traces = Generator(options.device).manual_seed(options.seed), []
-        start = time.perf_counter()
+    options = parser.parse_args(arguments)
+    if options.n < 1 or options.nfe < 1 or not 0 <= options.seed < 2**32:
+        raise ValueError("-n and --nfe must be 1 or more, and --seed from 0 to 2^32 - 1")
+    if options.puzzle is not None and options.puzzles is not None or options.trace and options.json:
+        raise ValueError("give --puzzle or --puzzles, and --trace or --json, not both")
+    model, info = load_checkpoint(options.checkpoint or newest_checkpoint(), options.device, options.compile)
+    name, sampler = choose_sampler(info["objective"], options.sampler)
+    shape, errors = sudoku.SHAPES[info["task"]], []
+    if options.bench:
         with torch.autocast(options.device.type, torch.bfloat16, enabled=options.bf16):
-            boards = sampler.complete(model, given, options.nfe, generator, traces)
-        seconds = time.perf_counter() - start
-    except (ValueError, RuntimeError) as error:
-        print(f"sample.py: {error}", file=sys.stderr)
-        return 2
+            speed.sampling(sampler.run, model, shape.cells, options.device)
+        return 0
+    solving = options.puzzle is not None or options.puzzles is not None
+    if solving and info["objective"] in WITHOUT_CONTEXT:
+        raise ValueError(f"a model trained as {info['objective']} knows no context, so it cannot solve puzzles: use fmlm+")
+    if options.puzzles is not None:
+        puzzles, errors = sudoku.read_puzzles(shape, options.puzzles)
+    else:
+        puzzles = [sudoku.parse(shape, options.puzzle)] if solving else [[-1] * shape.cells] * options.n
+    given = torch.tensor(puzzles, device=options.device)
+    generator, traces = Generator(options.device).manual_seed(options.seed), []
+    start = time.perf_counter()
+    with torch.autocast(options.device.type, torch.bfloat16, enabled=options.bf16):
+        boards = sampler.complete(model, given, options.nfe, generator, traces)
+    seconds = time.perf_counter() - start
     right = sudoku.valid(shape, boards) & ((boards == given) | (given < 0)).all(1)
     passes = max(map(len, traces))
     if options.json:

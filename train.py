@@ -14,9 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import resource
 import signal
-import statistics
 import sys
 import time
 from pathlib import Path
@@ -25,15 +23,13 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
-from torch.utils.benchmark import Timer
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import fmlm
-from sample import Parser, device
-from sudoku import boards as sudoku, evaluate
+from sudoku import boards as sudoku, evaluate, speed
 from sudoku.checkpoints import (CHECKPOINTS, FORMAT, LARGEST, OBJECTIVES, WITHOUT_CONTEXT, alike, build, compiled,
                                 keep_memory, load_checkpoint, read_checkpoint, save_checkpoint, ship)
+from sudoku.commands import Parser, device
 
 # Settings of each task, chosen for two CPU cores. Rates warm up, stay, and fall linearly over the second half to 2%.
 TASKS = {
@@ -251,58 +247,6 @@ def train(run: Run, out: Path) -> int:
     return 1 if run.broken else 128 + ending if ending else 0
 
 
-def bench(run: Run, steps: int) -> None:
-    """Time `steps` training steps part by part, after 5 to warm up, and print times, rates and peak memory."""
-    cuda, rows, mark = run.device.type == "cuda", [], 0.0
-
-    def lap(part: str) -> None:  # books the time since the last one
-        nonlocal mark
-        if cuda:
-            torch.cuda.synchronize()
-        start, mark = mark, time.perf_counter()
-        rows[-1][part] += mark - start
-
-    def network(x: Tensor, s: Tensor, t: Tensor) -> Tensor:
-        lap("loss")
-        log_delta = run.network(x, s, t)
-        lap("forward" if torch.is_grad_enabled() else "targets")
-        return log_delta
-
-    for _ in range(5 + steps):
-        rows.append(dict(data=0.0, targets=0.0, forward=0.0, loss=0.0, backward=0.0, optimizer=0.0))
-        mark = time.perf_counter()
-        boards = run.draw()
-        lap("data")
-        loss = run.loss(network, boards, {})
-        lap("loss")
-        loss.backward()
-        lap("backward")
-        run.update()
-        lap("optimizer")
-    memory = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    with FlopCounterMode(display=False) as counter:  # matrix products of one step, as torch counts them
-        run.loss(run.model, run.draw(), {}).backward()
-    tokens, width = run.options.batch // run.world * run.shape.cells, run.options.width
-    a = torch.randn(tokens, width, device=run.device, dtype=torch.bfloat16 if run.options.bf16 else torch.float32)
-    b = torch.randn(4 * width, width, device=run.device, dtype=a.dtype)
-    product = Timer("F.linear(a, b)", globals=dict(F=F, a=a, b=b), num_threads=torch.get_num_threads()).blocked_autorange()
-    if run.rank > 0:
-        return
-    rows = sorted(rows[5:], key=lambda row: sum(row.values()))
-    middle = rows[steps // 4:steps - steps // 4]  # its means add up; medians of each part need not
-    parts = {name: statistics.mean(row[name] for row in middle) for name in rows[0]}
-    total = [sum(row.values()) for row in rows]
-    step, low, high = statistics.median(total), total[steps // 10], total[-1 - steps // 10]
-    rate, peak = counter.get_total_flops() / step, 2 * tokens * width * 4 * width / product.median
-    print(f"{run.options.task} {run.options.objective}, batch {run.options.batch}, {run.device.type}, "
-          f"{'bf16' if run.options.bf16 else 'float32'}{', compiled' if run.options.compile else ''}: "
-          f"{1e3 * step:.1f} ms per step (10% to 90%: {1e3 * low:.1f} to {1e3 * high:.1f}), "
-          f"{tokens / step:,.0f} tokens/s, peak memory {memory / 2**20:,.0f} MiB")
-    print("   ".join(f"{name} {1e3 * seconds:.1f}" for name, seconds in parts.items()) + "   (ms, mean of the middle half)")
-    print(f"{rate / 1e9:,.0f} GFLOP/s in matrix products, {100 * rate / peak:.0f}% of the {peak / 1e9:,.0f} GFLOP/s of one "
-          f"{tokens} x {width} x {4 * width} product alone")
-
-
 def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, dict | None]:
     """The options of a run, from the command line, then from the checkpoint to resume, then from the task's settings."""
     parser = Parser(prog="train.py", description="Train a flow map language model, then print its evaluation table.")
@@ -404,7 +348,7 @@ def main(arguments: list[str] | None = None) -> int:
         if state:
             run.restore(state, options.resume)
         if options.bench:
-            bench(run, options.bench)
+            speed.training(run, options.bench)
             return 0
         if rank == 0:
             print(f"{options.task}, {options.objective}, batch {options.batch}, {run.device}; checkpoint {out}", flush=True)

@@ -22,6 +22,7 @@ import fmlm
 from sample import BATCH, SAMPLERS, choose_sampler
 from sudoku import boards as sudoku
 from sudoku.checkpoints import WITHOUT_CONTEXT, load_checkpoint, newest_checkpoint
+from sudoku.commands import Parser, clue_count, command, device
 
 ASIDE = ("block", "posterior-reopened")  # shown on demand: not in the paper's tables
 
@@ -160,31 +161,24 @@ def report(document: dict) -> str:
     return "\n".join(lines)
 
 
-def clue_count(text: str) -> int | str:
-    return text if text == "minimal" else int(text)
-
-
+@command("sudoku.evaluate")
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m sudoku.evaluate", description="Evaluate checkpoints on Sudoku.")
+    parser = Parser(prog="python -m sudoku.evaluate", description="Evaluate checkpoints on Sudoku.")
     parser.add_argument("checkpoints", nargs="*", metavar="CKPT", help="default: the newest trained here")
     parser.add_argument("--nfe", type=int, nargs="+", help="network passes for each board; default: by size")
     parser.add_argument("--clues", type=clue_count, nargs="+", help='also solve puzzles with so many clues, or "minimal"')
     parser.add_argument("--sampler", nargs="+", metavar="NAME", help=f"default: all that suit but {' and '.join(ASIDE)}, of {', '.join(SAMPLERS)}")
     parser.add_argument("-n", type=int, default=1000, help="boards, and puzzles of each kind (default 1000)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bf16", action="store_true", help="matrix products in bfloat16: faster where the processor has it")
     parser.add_argument("--compile", action="store_true", help="half a minute to start, then faster: for the large tables")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     options = parser.parse_args(arguments)
-    try:
-        if options.n < 1:
-            raise ValueError(f"-n must be 1 or more, got {options.n}")
-        with torch.autocast(torch.device(options.device).type, torch.bfloat16, enabled=options.bf16):
-            documents = [evaluate(path, options) for path in options.checkpoints or [newest_checkpoint()]]
-    except (ValueError, RuntimeError) as error:
-        print(f"sudoku.evaluate: {error}", file=sys.stderr)
-        return 2
+    if options.n < 1:
+        raise ValueError(f"-n must be 1 or more, got {options.n}")
+    with torch.autocast(options.device.type, torch.bfloat16, enabled=options.bf16):
+        documents = [evaluate(path, options) for path in options.checkpoints or [newest_checkpoint()]]
     print(json.dumps(documents) if options.json else "\n\n".join(report(document) for document in documents))
     return 0
 

@@ -21,10 +21,10 @@ import torch
 from torch import Generator, Tensor
 
 from fmlm import Model
-from sample import Parser, Pass, choose_sampler, posterior_refinement
+from sample import Pass, choose_sampler, posterior_refinement
 from sudoku import boards as sudoku
 from sudoku.checkpoints import load_checkpoint, newest_checkpoint
-from sudoku.evaluate import clue_count
+from sudoku.commands import Parser, clue_count, command
 from sudoku.refinement import passes_used
 
 if TYPE_CHECKING:
@@ -181,6 +181,7 @@ def draw_curves(panels: dict[str, dict[str, list[tuple[float, ...]]]], title: st
     return figure
 
 
+@command("sudoku.plot")
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m sudoku.plot", description="Draw a board being refined, or accuracy against NFE.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -196,26 +197,22 @@ def main(arguments: list[str] | None = None) -> int:
     curves.add_argument("--title", metavar="WORDS")
     for command in board, curves:
         command.add_argument("--out", metavar="FILE", required=True, help="the picture: .png, .pdf or .svg")
-    try:
-        options = parser.parse_args(arguments)
-        if options.command == "curves":
-            figure = draw_curves(read_table(options.table), options.title)
+    options = parser.parse_args(arguments)
+    if options.command == "curves":
+        figure = draw_curves(read_table(options.table), options.title)
+    else:
+        if options.nfe < 1 or not 0 <= options.seed < 2**32:
+            raise ValueError("--nfe must be 1 or more, and --seed from 0 to 2^32 - 1")
+        model, info = load_checkpoint(options.checkpoint or newest_checkpoint())
+        choose_sampler(info["objective"], "posterior")  # a ValueError for all but an FMLM+
+        shape = sudoku.SHAPES[info["task"]]
+        if options.puzzle is not None:
+            given = torch.tensor([sudoku.parse(shape, options.puzzle)])
         else:
-            if options.nfe < 1 or not 0 <= options.seed < 2**32:
-                raise ValueError("--nfe must be 1 or more, and --seed from 0 to 2^32 - 1")
-            model, info = load_checkpoint(options.checkpoint or newest_checkpoint())
-            choose_sampler(info["objective"], "posterior")  # a ValueError for all but an FMLM+
-            shape = sudoku.SHAPES[info["task"]]
-            if options.puzzle is not None:
-                given = torch.tensor([sudoku.parse(shape, options.puzzle)])
-            else:
-                given = (sudoku.load_puzzles(shape, options.clues, CANDIDATES)[0] if options.clues
-                         else torch.full((CANDIDATES, shape.cells), -1))
-            figure = draw_board(shape, *refine_one(shape, model, given, options.nfe, options.seed))
-        figure.savefig(options.out, dpi=200, bbox_inches="tight")
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"sudoku.plot: {error}", file=sys.stderr)
-        return 2
+            given = (sudoku.load_puzzles(shape, options.clues, CANDIDATES)[0] if options.clues
+                     else torch.full((CANDIDATES, shape.cells), -1))
+        figure = draw_board(shape, *refine_one(shape, model, given, options.nfe, options.seed))
+    figure.savefig(options.out, dpi=200, bbox_inches="tight")
     print(f"figure: {options.out}")
     return 0
 

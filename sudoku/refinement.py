@@ -17,10 +17,11 @@ import torch
 from torch import Generator, Tensor
 
 from fmlm import Model
-from sample import BATCH, Parser, Pass, choose_sampler, device, posterior_refinement
+from sample import BATCH, Pass, choose_sampler, posterior_refinement
 from sudoku import boards as sudoku
 from sudoku.checkpoints import load_checkpoint, newest_checkpoint
-from sudoku.evaluate import clue_count, share
+from sudoku.commands import Parser, clue_count, command, device
+from sudoku.evaluate import share
 
 THRESHOLDS = (0.5, 0.9, 0.99, 0.999)  # p_max below one of these is "low confidence"
 EDGES = (0.0, 0.5, 0.7, 0.9, 0.99, 0.999, 1.0)  # of the calibration bins: narrow where almost all cells are
@@ -129,6 +130,7 @@ def report(document: dict) -> str:
     return "\n".join(lines)
 
 
+@command("sudoku.refinement")
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m sudoku.refinement", description="Posterior Refinement, understood: where the errors "
                     "of one pass are, whether p_max is calibrated, what each part of the sampler is worth.")
@@ -139,23 +141,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    try:
-        options = parser.parse_args(arguments)
-        if options.n < 1 or min(options.nfe) < 1 or not 0 <= options.seed < 2**32:
-            raise ValueError("-n and --nfe must be 1 or more, and --seed from 0 to 2^32 - 1")
-        path = str(options.checkpoint or newest_checkpoint())
-        model, info = load_checkpoint(path, options.device)
-        choose_sampler(info["objective"], "posterior")  # a ValueError for all but an FMLM+
-        shape = sudoku.SHAPES[info["task"]]
-        if options.clues == shape.cells:
-            raise ValueError(f"a puzzle with {shape.cells} clues leaves nothing to draft: ask for fewer clues")
-        given, solutions = (part.to(options.device) for part in sudoku.load_puzzles(shape, options.clues, options.n))
-        document = {"checkpoint": path, "task": info["task"], "clues": options.clues, "n": options.n, "nfe": options.nfe,
-                    "seed": options.seed, "one_pass": one_pass(model, given, solutions, options.seed),
-                    "sweep": [row for nfe in options.nfe for row in sweep(model, given, solutions, nfe, options.seed)]}
-    except (ValueError, RuntimeError) as error:
-        print(f"sudoku.refinement: {error}", file=sys.stderr)
-        return 2
+    options = parser.parse_args(arguments)
+    if options.n < 1 or min(options.nfe) < 1 or not 0 <= options.seed < 2**32:
+        raise ValueError("-n and --nfe must be 1 or more, and --seed from 0 to 2^32 - 1")
+    path = str(options.checkpoint or newest_checkpoint())
+    model, info = load_checkpoint(path, options.device)
+    choose_sampler(info["objective"], "posterior")  # a ValueError for all but an FMLM+
+    shape = sudoku.SHAPES[info["task"]]
+    if options.clues == shape.cells:
+        raise ValueError(f"a puzzle with {shape.cells} clues leaves nothing to draft: ask for fewer clues")
+    given, solutions = (part.to(options.device) for part in sudoku.load_puzzles(shape, options.clues, options.n))
+    document = {"checkpoint": path, "task": info["task"], "clues": options.clues, "n": options.n, "nfe": options.nfe,
+                "seed": options.seed, "one_pass": one_pass(model, given, solutions, options.seed),
+                "sweep": [row for nfe in options.nfe for row in sweep(model, given, solutions, nfe, options.seed)]}
     print(json.dumps(document) if options.json else report(document))
     return 0
 

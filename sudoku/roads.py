@@ -22,9 +22,9 @@ from typing import NamedTuple
 import torch
 from torch import Generator
 
-from sample import Parser, device
 from sudoku import boards as sudoku, evaluate
 from sudoku.checkpoints import CHECKPOINTS, WITHOUT_CONTEXT, load_checkpoint, read_checkpoint
+from sudoku.commands import Parser, command, device
 
 NFE = [1, 2, 4, 8, 16, 36]
 TRAIN = Path(__file__).parents[1] / "train.py"
@@ -123,6 +123,7 @@ def report(documents: list[dict]) -> str:
     return "\n".join(lines[1:])
 
 
+@command("sudoku.roads")
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m sudoku.roads", description="Train all roads at equal compute and compare them.")
     parser.add_argument("--task", choices=sudoku.SHAPES, default="sudoku6", help="default: sudoku6")
@@ -134,23 +135,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--clues", type=int, default=12, help="of the puzzles (default 12)")
     parser.add_argument("--folder", type=Path, default=CHECKPOINTS / "roads", help="default: checkpoints/roads")
     parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        options = parser.parse_args(arguments)
-        if options.minutes <= 0 or options.seeds < 1 or options.n < 1:
-            raise ValueError("--minutes must be more than 0, --seeds and -n 1 or more")
-        options.folder.mkdir(parents=True, exist_ok=True)
-        names = ["fmlm+", *(options.roads or [name for name in ROADS if ROADS[name].samplers])]  # the first gives the budget
-        names = list(dict.fromkeys(names + [ROADS[name].base for name in names if ROADS[name].base]))
-        steps, seconds, runs = None, {}, {}
-        for seed in range(options.seeds):  # bases first: they are shorter than what builds on them
-            for name in sorted(names, key=lambda name: ROADS[name].base is not None):
-                state = train(options.task, name, seed, steps, options.minutes, options.folder)
-                seconds[name, seed], steps = state["seconds"], steps or state["step"]
-                if ROADS[name].samplers:
-                    runs[name, seed] = measure(options.task, name, seed, options.folder, options.n, options.clues, options.device)
-    except (ValueError, OSError) as error:
-        print(f"sudoku.roads: {error}", file=sys.stderr)
-        return 2
+    options = parser.parse_args(arguments)
+    if options.minutes <= 0 or options.seeds < 1 or options.n < 1:
+        raise ValueError("--minutes must be more than 0, --seeds and -n 1 or more")
+    options.folder.mkdir(parents=True, exist_ok=True)
+    names = ["fmlm+", *(options.roads or [name for name in ROADS if ROADS[name].samplers])]  # the first gives the budget
+    names = list(dict.fromkeys(names + [ROADS[name].base for name in names if ROADS[name].base]))
+    steps, seconds, runs = None, {}, {}
+    for seed in range(options.seeds):  # bases first: they are shorter than what builds on them
+        for name in sorted(names, key=lambda name: ROADS[name].base is not None):
+            state = train(options.task, name, seed, steps, options.minutes, options.folder)
+            seconds[name, seed], steps = state["seconds"], steps or state["step"]
+            if ROADS[name].samplers:
+                runs[name, seed] = measure(options.task, name, seed, options.folder, options.n, options.clues, options.device)
     seeds = range(options.seeds)
     documents = [document(name, sampler, steps, [runs[name, seed] for seed in seeds], [seconds[name, seed] for seed in seeds],
                           options)

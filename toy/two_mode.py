@@ -10,7 +10,6 @@ joins 0 and 1 half of the time; one pass of delta_{0,1} decides on a sequence, a
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +22,8 @@ from tqdm import trange
 
 import sample as samplers
 from fmlm import EMA, Denoiser, Model, cross_entropy, flow_map_loss, interpolate, mdm_loss, sample_context, sample_times
+from sudoku.commands import Parser, command
+from sudoku.plot import new_figure
 from toy.exact import Exact
 
 MODES = [[0, 0], [1, 1]]
@@ -172,14 +173,10 @@ def terminal_map(model: Model, t: float, rows: int = 11) -> list[str]:
 
 def plot(learned: Model, exact: Exact, file: str) -> None:
     """The paper's two-mode figure: p_max over the noise, delta_{0,0} left, delta_{0,1} right, learned above exact."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     n = 201
     ticks = plane(n)[0].numpy()
-    figure, axes = pyplot.subplots(2, 2, figsize=(6.6, 5.7), sharex=True, sharey=True, layout="constrained")
+    figure = new_figure(6.6, 5.7)
+    axes = figure.subplots(2, 2, sharex=True, sharey=True)
     for row, (name, model) in enumerate((("learned", learned), ("exact", exact))):
         for column, t in enumerate((0, 1)):
             axis, confidence = axes[row, column], confidence_map(model, t, n).T.numpy()
@@ -206,26 +203,24 @@ def plot(learned: Model, exact: Exact, file: str) -> None:
         axis.set_ylabel("$g_1 = x_{1,1} - x_{1,0}$  (noise of token 1)")
     figure.colorbar(image, ax=axes, label="confidence $p_{max}$ (the less sure token)", shrink=0.8)
     figure.savefig(file, dpi=110)
-    pyplot.close(figure)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m toy.two_mode", description="Two modes, 00 and 11: FMLM+ and MDM "
-                                     "trained in under a minute, beside the exact solution.")
+@command("toy.two_mode")
+def main(arguments: list[str] | None = None) -> int:
+    parser = Parser(prog="python -m toy.two_mode", description="Two modes, 00 and 11: FMLM+ and MDM trained "
+                    "in under a minute, beside the exact solution.")
     parser.add_argument("--plot", metavar="FILE", help="also draw the figure there (.png, .pdf; needs matplotlib)")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, data and noise (default 0)")
     parser.add_argument("--steps", type=int, default=STEPS,
                         help=f"training steps of the FMLM+ (default {STEPS}); the MDM takes a sixth")
-    args = parser.parse_args(argv)
-    if args.steps < 1:
-        parser.error("--steps must be 1 or more")
-    if not 0 <= args.seed < 2**63:
-        parser.error("--seed must be 0 or more, and less than 2**63")
-    if args.plot and not Path(args.plot).parent.is_dir():
-        parser.error(f"--plot: there is no folder {Path(args.plot).parent}")
+    options = parser.parse_args(arguments)
+    if options.steps < 1 or not 0 <= options.seed < 2**32:
+        raise ValueError("--steps must be 1 or more, and --seed from 0 to 2^32 - 1")
+    if options.plot and not Path(options.plot).parent.is_dir():
+        raise ValueError(f"--plot: there is no folder {Path(options.plot).parent}")
     start, exact = time.time(), Exact(MODES)
-    mdm = train("mdm", -(-args.steps // 6), args.seed)
-    learned = train("fmlm+", args.steps, args.seed)
+    mdm = train("mdm", -(-options.steps // 6), options.seed)
+    learned = train("fmlm+", options.steps, options.seed)
     print(f"trained in {time.time() - start:.0f} s, {sum(p.numel() for p in learned.parameters()):,} parameters each\n")
 
     print("learned against exact, total variation   mean    worst of 4,000")
@@ -246,16 +241,9 @@ def main(argv: list[str] | None = None) -> int:
     print("  " + "   ".join(f"{name:23}" for name in names))
     for line in zip(*maps):
         print("  " + "   ".join(line))
-    if args.plot:
-        try:
-            plot(learned, exact, args.plot)
-        except ImportError:
-            print("--plot needs matplotlib: pip install matplotlib", file=sys.stderr)
-            return 2
-        except (OSError, ValueError) as error:  # a folder without permission, or a file type it does not know
-            print(f"--plot: {error}", file=sys.stderr)
-            return 2
-        print(f"\nfigure: {args.plot}")
+    if options.plot:
+        plot(learned, exact, options.plot)
+        print(f"\nfigure: {options.plot}")
     return 0
 
 

@@ -11,7 +11,6 @@ With --train, also FLMs that learn pairs of 256 words, each word with its one pa
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 import torch
@@ -20,6 +19,7 @@ from torch import Generator, Tensor
 
 import fmlm
 from sample import flow_map_sampler
+from sudoku.commands import Parser, command
 from toy.exact import Exact
 from toy.two_mode import learn
 
@@ -75,15 +75,15 @@ def learn_pairs(partner: Tensor, tau: bool, steps: int, seed: int) -> fmlm.Model
     return learn(model, optimizer, rate, loss, steps, 0.999, f"trained uniform in {'tau' if tau else 't'}")
 
 
+@command("toy.vocabulary")
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m toy.vocabulary", description="Steps uniform in t and in tau, by vocabulary.")
+    parser = Parser(prog="python -m toy.vocabulary", description="Steps uniform in t and in tau, by vocabulary.")
     parser.add_argument("-n", type=int, default=500, help="samples a cell (default 500)")
     parser.add_argument("--train", type=int, default=0, metavar="STEPS", help="also train FLMs, a minute each for 1,500")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     if options.n < 1 or options.train < 0 or not 0 <= options.seed < 2**32:
-        print("toy.vocabulary: -n must be 1 or more, --train 0 or more, and --seed from 0 to 2^32 - 1", file=sys.stderr)
-        return 2
+        raise ValueError("-n must be 1 or more, --train 0 or more, and --seed from 0 to 2^32 - 1")
     print("| valid, %, by NFE | " + " | ".join(map(str, NFE)) + " |\n" + "|---" * (len(NFE) + 1) + "|")
     for r in (2, 6, 16):
         model = euler(Exact(sequences(r)))
