@@ -13,7 +13,6 @@ The loop (`refine`): draft all unknown tokens, commit some, forget the rest, rep
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -25,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from fmlm import Denoiser, Model, bridge_step, flow_map, inverse_decoding_time, token_times
+from fmlm import Model, bridge_step, flow_map, inverse_decoding_time, token_times
 from sudoku import boards as sudoku, speed
 from sudoku.checkpoints import WITHOUT_CONTEXT, load_checkpoint, newest_checkpoint
 from sudoku.commands import Parser, command, device

@@ -11,7 +11,6 @@ document may name its line with a "label".
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -195,8 +194,8 @@ def main(arguments: list[str] | None = None) -> int:
     curves = commands.add_parser("curves", help="accuracy against NFE")
     curves.add_argument("table", metavar="TABLE.json", help="what python -m sudoku.evaluate --json prints")
     curves.add_argument("--title", metavar="WORDS")
-    for command in board, curves:
-        command.add_argument("--out", metavar="FILE", required=True, help="the picture: .png, .pdf or .svg")
+    for either in board, curves:
+        either.add_argument("--out", metavar="FILE", required=True, help="the picture: .png, .pdf or .svg")
     options = parser.parse_args(arguments)
     if options.command == "curves":
         figure = draw_curves(read_table(options.table), options.title)

@@ -9,7 +9,6 @@ Three questions to an FMLM+, on held-out puzzles with one solution, so that ever
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 
