@@ -215,7 +215,7 @@ def test_after_a_short_training_both_have_the_exact_marginals(objective):
 # ---- the command
 
 def test_without_matplotlib_the_command_prints_its_table_and_says_what_is_missing(monkeypatch, capsys, tmp_path):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert main(["--steps", "1", "--plot", str(tmp_path / "figure.png")]) == 2
     printed = capsys.readouterr()
     assert "delta_{0,1}" in printed.out and "ancestral" in printed.out
