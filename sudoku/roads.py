@@ -72,8 +72,8 @@ def train(task: str, name: str, seed: int, steps: int | None, minutes: float | N
         own = max(1, round((steps or 0) * road.share * 4 / road.cost))
         length = ["--steps", str(own)] if steps else ["--minutes", str(minutes)]
         start = road.options.split() + ([folder / f"{task}-{road.base}-{seed}.pt"] if road.base else [])
-        command = [sys.executable, TRAIN, task, *length, "--seed", str(seed), "--no-table", "--out", part, *start]
-        if subprocess.run(command).returncode:
+        words = [sys.executable, TRAIN, task, *length, "--seed", str(seed), "--no-table", "--out", part, *start]
+        if subprocess.run(words).returncode:
             raise ValueError(f"the road {name!r} ended early: run the same command again")
         part.rename(path)
     return read_checkpoint(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from fmlm import Denoiser
 
@@ -36,7 +34,9 @@ def sampling(sampler: Callable[..., Tensor], model: Denoiser, length: int, devic
 
 def training(run: Run, steps: int) -> None:
     """Time `steps` training steps part by part, after 5 to warm up, and print times, rates and peak memory."""
-    from torch.utils.benchmark import Timer  # here, for it takes 0.1 s that no puzzle should wait
+    import resource  # here: Windows has none, and these two take 0.1 s that no puzzle should wait
+    from torch.utils.benchmark import Timer
+    from torch.utils.flop_counter import FlopCounterMode
 
     cuda, rows, mark = run.device.type == "cuda", [], 0.0
 

@@ -410,6 +410,12 @@ def test_from_a_shell_train_then_sample(tmp_path):
     assert drawn.stderr == ""
 
 
+def test_a_system_without_unix_resources_can_sample_and_train():
+    """Windows has no module `resource`; only --bench of train.py asks for it."""
+    loaded = shell("-c", "import sys; sys.modules['resource'] = None; import sample, train")
+    assert (loaded.returncode, loaded.stderr) == (0, "")
+
+
 def test_from_a_shell_a_mistake_is_one_sentence_and_status_2(tmp_path):
     refused = shell("sample.py", str(tmp_path / "none.pt"))
     assert (refused.returncode, refused.stdout) == (2, "")
