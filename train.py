@@ -44,7 +44,10 @@ RECIPE = dict(task=str, objective=str, steps=int, minutes=float, width=int, dept
 STARTS = {"fmlm+": ("mdm", "fmlm+"), "fmlm": ("flm", "fmlm"), "flm": ("flm",), "mdm": ("mdm",), "mlfm": ("mdm", "mlfm")}
 TEACHERS = {"fmlm+": ("mdm", "fmlm+"), "fmlm": ("flm",)}  # what an objective can start from, and learn from
 DIAGONAL = 0.5  # share of a batch with s = t, trained on the data; the others, but puzzles, learn from the network itself
-BOUNDARY = 1 / 32  # share of the others pinned at (s, t) = (0, 1); puzzles among them are all there
+BOUNDARY = 1 / 32  # share of the others pinned at (s, t) = (0, 1)
+ASKED = 1 / 8  # where there are puzzles, which are all there: share of the other boards that is there too
+FEW = 1 / 4  # share of the random context that is left to them, for samplers start with little
+SURE = 0.99  # p_max that makes a draft context there
 SAVE_EVERY = 60  # seconds
 NO_RUN = "holds weights to sample from, but no training run to resume"
 
@@ -52,6 +55,16 @@ NO_RUN = "holds weights to sample from, but no training run to resume"
 def puzzle_rows(n: int) -> slice:
     """Where puzzles are in a batch of n: its middle half, half of them on the diagonal and half not."""
     return slice(n // 4, n // 4 + n // 2)
+
+
+@torch.no_grad()
+def after_a_round(model: fmlm.Model, x1: Tensor, context: Tensor, decided: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """x1 (B, L, V) and context (B, L) after one round of Posterior Refinement: what delta_{0,1} is sure of is context too.
+    Where the context leaves one solution (`decided`, (B,) bool) only what is right; else the draft is x1 from now on."""
+    s = context.to(x1.dtype)
+    p_max, draft = model(fmlm.interpolate(x1, noise, s), s, torch.ones_like(s)).exp().max(-1)
+    sure = ~context & (p_max >= SURE) & ((draft == x1.argmax(-1)) | ~decided[:, None])
+    return torch.where(sure[..., None], F.one_hot(draft, x1.shape[-1]).to(x1.dtype), x1), context | sure
 
 
 def training_loss(options: argparse.Namespace, model: fmlm.Model, x1: Tensor, generator: Generator, rank: int = 0,
@@ -62,9 +75,9 @@ def training_loss(options: argparse.Namespace, model: fmlm.Model, x1: Tensor, ge
     B, objective = len(x1), options.objective
     strata = dict(generator=generator, rank=rank, world=world)
     noise = lambda: torch.randn(x1.shape, generator=generator, device=x1.device)
-    context = torch.zeros(x1.shape[:2], dtype=torch.bool, device=x1.device)
+    context = prompt = torch.zeros(x1.shape[:2], dtype=torch.bool, device=x1.device) if prompt is None else prompt
     if objective not in WITHOUT_CONTEXT:
-        context, _ = fmlm.sample_context(context if prompt is None else prompt, **strata, cosine=objective == "mlfm")
+        context, _ = fmlm.sample_context(prompt, **strata, cosine=objective == "mlfm")
     generated = (~context).sum()
     if objective == "mdm":
         return fmlm.mdm_loss(model, x1, context), generated
@@ -81,9 +94,15 @@ def training_loss(options: argparse.Namespace, model: fmlm.Model, x1: Tensor, ge
         return fmlm.flm_loss(model, x1, t, noise()), generated
     taught = 0 if teacher is None else distilled if options.distill is not None else diagonal
     from_data = max(diagonal, puzzle_rows(B).stop) if options.puzzles else diagonal
-    s[diagonal:from_data], t[diagonal:from_data] = 0, 1  # puzzles: where samplers ask most, and the data are right there too
+    if options.puzzles and diagonal < B:  # what samplers ask: (0, 1) with little context, and with what a round makes of it
+        end = from_data + round((B - from_data) * (boundary and ASKED))
+        asked, later = slice(diagonal, end), slice(diagonal, end, 2)
+        s[asked], t[asked] = 0, 1
+        context[asked] &= prompt[asked] | (torch.rand(x1.shape[:2], generator=generator, device=x1.device)[asked] < FEW)
+        x1 = x1.clone()
+        x1[later], context[later] = after_a_round(model, x1[later], context[later], prompt[later].any(1), noise()[later])
     return fmlm.flow_map_loss(model, x1, context, s, t, noise(), from_data, parts, teacher, taught,
-                              fmlm.lagrangian if options.lagrangian else fmlm.semigroup), generated
+                              fmlm.lagrangian if options.lagrangian else fmlm.semigroup), (~context).sum()
 
 
 def learning_rate(progress: float, step: int, peak: float, warmup: int) -> float:
