@@ -245,6 +245,26 @@ def test_every_other_row_there_goes_on_from_what_a_round_is_sure_of(monkeypatch)
     assert not changed[49:].any() and not context[33:48:2][zero[33:48:2]].all() and new[33:48:2].float().mean() < 0.3
 
 
+def test_the_tokens_of_the_loss_are_those_that_are_no_context_after_the_round():
+    """`Run.loss` weighs the loss of a process by them."""
+    times, (x1, prompt), model = [], half_puzzles(64), random_model()
+
+    def spy(x, s, t):
+        times.append(s)
+        return model(x, s, t)
+
+    _, tokens = training_loss(options_of("--puzzles", "5"), spy, x1, Generator().manual_seed(7), prompt=prompt)
+    assert tokens == (times[-1] < 1).sum()
+
+
+def test_where_an_mdm_teaches_the_whole_batch_no_round_is_played():
+    sizes, (x1, prompt), model = [], half_puzzles(8), random_model()
+    spy = lambda x, s, t: sizes.append(len(x)) or model(x, s, t)
+    training_loss(options_of("--puzzles", "5", "--teacher", "an MDM", "--distill", "1"), spy, x1, Generator().manual_seed(7),
+                  teacher=fmlm.masked(model), prompt=prompt)
+    assert sizes == [8]
+
+
 def test_a_round_makes_context_of_what_is_sure_and_of_a_puzzle_only_what_is_right():
     """Four cells of truth 0: context (drafted as 1, surely), sure and right, sure of 1, and of 0 with 0.98."""
     noise, truth = torch.randn(2, 4, 3, generator=Generator().manual_seed(1)), torch.eye(3)[torch.zeros(2, 4, dtype=int)]
