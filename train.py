@@ -45,9 +45,9 @@ STARTS = {"fmlm+": ("mdm", "fmlm+"), "fmlm": ("flm", "fmlm"), "flm": ("flm",), "
 TEACHERS = {"fmlm+": ("mdm", "fmlm+"), "fmlm": ("flm",)}  # what an objective can start from, and learn from
 DIAGONAL = 0.5  # share of a batch with s = t, trained on the data; the others, but puzzles, learn from the network itself
 BOUNDARY = 1 / 32  # share of the others pinned at (s, t) = (0, 1)
-ASKED = 1 / 8  # where there are puzzles, which are all there: share of the other boards that is there too
-FEW = 1 / 4  # share of the random context that is left to them, for samplers start with little
-SURE = 0.99  # p_max that makes a draft context there
+ASKED = 1 / 8  # beside puzzles, which are all there: share of the boards that is there too
+FEW = 1 / 4  # share of the random context that these puzzles and boards keep, for samplers start with little
+SURE = 0.99  # p_max that makes a draft context for every other one of them
 SAVE_EVERY = 60  # seconds
 NO_RUN = "holds weights to sample from, but no training run to resume"
 
@@ -78,12 +78,11 @@ def training_loss(options: argparse.Namespace, model: fmlm.Model, x1: Tensor, ge
     context = prompt = torch.zeros(x1.shape[:2], dtype=torch.bool, device=x1.device) if prompt is None else prompt
     if objective not in WITHOUT_CONTEXT:
         context, _ = fmlm.sample_context(prompt, **strata, cosine=objective == "mlfm")
-    generated = (~context).sum()
     if objective == "mdm":
-        return fmlm.mdm_loss(model, x1, context), generated
+        return fmlm.mdm_loss(model, x1, context), (~context).sum()
     if objective == "mlfm":
         t = fmlm.sample_bridge_times(B, device=x1.device, **strata)
-        return fmlm.mlfm_loss(model, x1, context, t, noise()), generated
+        return fmlm.mlfm_loss(model, x1, context, t, noise()), (~context).sum()
     distilled = round(B * (options.distill or 0))  # taught by an MDM; the others split into diagonal and off-diagonal
     diagonal = B if objective == "flm" else distilled + round((B - distilled) * DIAGONAL)
     boundary = 0.0 if options.lagrangian else BOUNDARY  # at (0, 1) the Lagrangian target says nothing
@@ -91,11 +90,12 @@ def training_loss(options: argparse.Namespace, model: fmlm.Model, x1: Tensor, ge
     if options.tau:
         s, t = fmlm.inverse_decoding_time(s, x1.shape[-1]), fmlm.inverse_decoding_time(t, x1.shape[-1])
     if objective == "flm":
-        return fmlm.flm_loss(model, x1, t, noise()), generated
+        return fmlm.flm_loss(model, x1, t, noise()), (~context).sum()
     taught = 0 if teacher is None else distilled if options.distill is not None else diagonal
-    from_data = max(diagonal, puzzle_rows(B).stop) if options.puzzles else diagonal
+    from_data = diagonal
     if options.puzzles and diagonal < B:  # what samplers ask: (0, 1) with little context, and with what a round makes of it
-        end = from_data + round((B - from_data) * (boundary and ASKED))
+        from_data = max(diagonal, puzzle_rows(B).stop)
+        end = from_data + round((B - from_data) * (ASKED if boundary else 0))
         asked, later = slice(diagonal, end), slice(diagonal, end, 2)
         s[asked], t[asked] = 0, 1
         context[asked] &= prompt[asked] | (torch.rand(x1.shape[:2], generator=generator, device=x1.device)[asked] < FEW)
