@@ -41,7 +41,7 @@ ALL_TASKS = dict(objective="fmlm+", lr=2e-3, warmup=100, ema=0.999, seed=0, bf16
 RECIPE = dict(task=str, objective=str, steps=int, minutes=float, width=int, depth=int, heads=int, batch=int, lr=float,
               warmup=int, ema=float, boards=int, puzzles=int, seed=int, bf16=bool, compile=bool, tau=bool, lagrangian=bool,
               teacher=str, distill=float)  # what makes a run: saved with it
-STARTS = {"fmlm+": ("mdm", "fmlm+"), "fmlm": ("flm", "fmlm"), "flm": ("flm",), "mdm": ("mdm",), "mlfm": ("mdm", "mlfm")}
+STARTS = {"fmlm+": ("mdm", "fmlm+"), "fmlm": ("flm", "fmlm"), "flm": ("flm",), "mdm": ("mdm", "fmlm+"), "mlfm": ("mdm", "mlfm")}
 TEACHERS = {"fmlm+": ("mdm", "fmlm+"), "fmlm": ("flm",)}  # what an objective can start from, and learn from
 DIAGONAL = 0.5  # share of a batch with s = t, trained on the data; the others, but puzzles, learn from the network itself
 BOUNDARY = 1 / 32  # share of the others pinned at (s, t) = (0, 1)

@@ -108,11 +108,12 @@ def test_bench_prints_plausible_numbers_whose_parts_add_up_and_writes_nothing(ob
     assert not path.exists()
 
 
-def test_a_flow_map_starts_from_an_mdms_weights(files, tmp_path):
+@pytest.mark.parametrize("objective, start", [("fmlm+", "mdm"), ("mdm", "fmlm+")])
+def test_a_flow_map_and_an_mdm_start_from_each_others_weights(objective, start, files, tmp_path):
     path = str(tmp_path / "run.pt")
-    assert train.main([*TINY, "--init", files["mdm"], "--lr", "1e-12", "--steps", "1", "--out", path]) == 0
-    weights, state = read_checkpoint(files["mdm"])["model"], read_checkpoint(path)
-    assert state["objective"] == "fmlm+"
+    assert train.main([*TINY, "--objective", objective, "--init", files[start], "--lr", "1e-12", "--steps", "1", "--out", path]) == 0
+    weights, state = read_checkpoint(files[start])["model"], read_checkpoint(path)
+    assert state["objective"] == objective
     for name, weight in weights.items():
         torch.testing.assert_close(state["model"][name], weight, rtol=0, atol=1e-6)
 

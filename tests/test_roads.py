@@ -502,7 +502,7 @@ def test_an_mdm_teaches_a_quarter_unless_told_otherwise_and_through_a_mask(files
 
 
 FROM = {("fmlm+", "mdm"), ("fmlm+", "fmlm+"), ("fmlm", "flm"), ("fmlm", "fmlm"), ("flm", "flm"), ("mdm", "mdm"),
-        ("mlfm", "mdm"), ("mlfm", "mlfm")}
+        ("mdm", "fmlm+"), ("mlfm", "mdm"), ("mlfm", "mlfm")}
 BY = {("fmlm+", "mdm"), ("fmlm+", "fmlm+"), ("fmlm", "flm")}
 
 
