@@ -283,7 +283,7 @@ def choose_sampler(objective: str, name: str | None = None) -> tuple[str, Sample
 @command("sample.py")
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="sample.py", description="Draw Sudoku boards, or solve puzzles, with a trained checkpoint.")
-    parser.add_argument("checkpoint", nargs="?", help="default: the newest trained here, else the shipped 9x9 weights")
+    parser.add_argument("checkpoint", nargs="?", help="default: the newest trained here, of the puzzle's size, else the shipped 9x9 weights")
     parser.add_argument("-n", type=int, default=4, help="boards to draw (default 4)")
     parser.add_argument("--sampler", metavar="NAME", help=f"{', '.join(SAMPLERS)}; default: what suits the checkpoint")
     parser.add_argument("--nfe", type=int, default=4, help="network passes for each board, at most (default 4)")
@@ -301,7 +301,9 @@ def main(arguments: list[str] | None = None) -> int:
         raise ValueError("-n and --nfe must be 1 or more, and --seed from 0 to 2^32 - 1")
     if options.puzzle is not None and options.puzzles is not None or options.trace and options.json:
         raise ValueError("give --puzzle or --puzzles, and --trace or --json, not both")
-    model, info = load_checkpoint(options.checkpoint or newest_checkpoint(), options.device, options.compile)
+    lines = sudoku.read_lines(options.puzzles) if options.puzzles is not None else [options.puzzle] if options.puzzle else []
+    path = options.checkpoint or newest_checkpoint(sudoku.shape_of(lines))
+    model, info = load_checkpoint(path, options.device, options.compile)
     name, sampler = choose_sampler(info["objective"], options.sampler)
     shape, errors = sudoku.SHAPES[info["task"]], []
     if options.bench:
@@ -312,7 +314,7 @@ def main(arguments: list[str] | None = None) -> int:
     if solving and info["objective"] in WITHOUT_CONTEXT:
         raise ValueError(f"a model trained as {info['objective']} knows no context, so it cannot solve puzzles: use fmlm+")
     if options.puzzles is not None:
-        puzzles, errors = sudoku.read_puzzles(shape, options.puzzles)
+        puzzles, errors = sudoku.parse_lines(shape, lines, options.puzzles)
     else:
         puzzles = [sudoku.parse(shape, options.puzzle)] if solving else [[-1] * shape.cells] * options.n
     given = torch.tensor(puzzles, device=options.device)

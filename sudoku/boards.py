@@ -440,13 +440,10 @@ def _symbols(text: str) -> list[str]:
     return [c for c in text if not c.isspace() and c not in "|+-"]
 
 
-def shape_of(text: str) -> Shape:
-    """The shape with as many cells as the puzzle string (16, 36 or 81). ValueError for another number."""
-    count = len(_symbols(text))
-    for shape in SHAPES.values():
-        if shape.cells == count:
-            return shape
-    raise ValueError(f"a puzzle has 16, 36 or 81 cells and this one has {count}; write '.' or '0' for an empty cell")
+def shape_of(texts: Sequence[str]) -> Shape | None:
+    """The shape whose number of cells one of these puzzle strings has, or comes closest to; None if there is no string."""
+    cells = [len(_symbols(text)) for text in texts]
+    return min(SHAPES.values(), key=lambda shape: min(abs(count - shape.cells) for count in cells)) if cells else None
 
 
 def parse(shape: Shape, text: str) -> list[int]:
@@ -473,12 +470,16 @@ def parse(shape: Shape, text: str) -> list[int]:
     return puzzle
 
 
-def read_puzzles(shape: Shape, path: str) -> tuple[list[list[int]], list[str]]:
-    """The puzzles of a file, one a line, and one sentence for every line that is none. ValueError if no line is one."""
+def read_lines(path: str) -> list[str]:
+    """The lines of a file of puzzles. ValueError if it cannot be read."""
     try:
-        lines = Path(path).read_text().splitlines()
+        return Path(path).read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
+
+
+def parse_lines(shape: Shape, lines: Sequence[str], path: str) -> tuple[list[list[int]], list[str]]:
+    """The puzzles of a file, one a line, and one sentence for every line that is none. ValueError if no line is one."""
     puzzles, errors = [], []
     for number, line in enumerate(lines, 1):
         try:

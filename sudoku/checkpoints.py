@@ -19,6 +19,7 @@ from sudoku import boards as sudoku
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 SHIPPED = Path(__file__).parent / "sudoku9.pt"
 FORMAT = 2
+TRAIN = "`python train.py`, or `python train.py sudoku9` for 9x9"
 OBJECTIVES = ("fmlm+", "fmlm", "flm", "mdm", "mlfm")
 WITHOUT_CONTEXT = ("fmlm", "flm")  # trained with all tokens at one time: they cannot complete a puzzle
 LARGEST = dict(vocab_size=4096, width=4096, depth=128, heads=4096)  # no network of more is made or believed
@@ -72,8 +73,8 @@ def read_checkpoint(path: str | Path) -> dict:
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"there is no checkpoint {path}: train one with `python train.py`")
-    damaged = ValueError(f"{path} is damaged or not a checkpoint of train.py: train it again with `python train.py`")
+        raise ValueError(f"there is no checkpoint {path}: train one with {TRAIN}")
+    damaged = ValueError(f"{path} is damaged or not a checkpoint of train.py: train it again with {TRAIN}")
     try:
         # torch.save writes a zip file. Of such a file torch believes what no checksum covers, and then reads memory that
         # nobody wrote; so Python reads and checks every member, and torch gets a fresh archive of them.
@@ -89,7 +90,7 @@ def read_checkpoint(path: str | Path) -> dict:
     if not isinstance(state, dict) or type(state.get("format")) is not int:
         raise damaged
     if state["format"] != FORMAT:
-        raise ValueError(f"{path} has format {state['format']} and this code reads {FORMAT}: train it again")
+        raise ValueError(f"{path} has format {state['format']} and this code reads {FORMAT}: train it again with {TRAIN}")
     head = {name: state.get(name) for name in ("task", "objective", "network")}
     if (not alike(head, dict(task="", objective="", network=LARGEST)) or head["task"] not in sudoku.SHAPES
             or head["objective"] not in OBJECTIVES or head["network"]["vocab_size"] != sudoku.SHAPES[head["task"]].size
@@ -133,6 +134,7 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu", compil
     return compiled(model, device) if compile else model, state
 
 
-def newest_checkpoint() -> Path:
-    """The checkpoint trained here last, else the weights that ship with the repository."""
-    return max(CHECKPOINTS.glob("*.pt"), key=lambda path: path.stat().st_mtime, default=SHIPPED)
+def newest_checkpoint(shape: sudoku.Shape | None = None) -> Path:
+    """The checkpoint trained here last, of boards of this shape by the name that train.py gives it, else the weights that
+    ship with the repository."""
+    return max(CHECKPOINTS.glob(f"{shape.name if shape else ''}*.pt"), key=lambda path: path.stat().st_mtime, default=SHIPPED)

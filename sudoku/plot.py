@@ -185,7 +185,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m sudoku.plot", description="Draw a board being refined, or accuracy against NFE.")
     commands = parser.add_subparsers(dest="command", required=True)
     board = commands.add_parser("board", help="a board over the rounds of Posterior Refinement")
-    board.add_argument("checkpoint", nargs="?", help="default: the newest trained here, else the shipped 9x9 weights")
+    board.add_argument("checkpoint", nargs="?", help="default: the newest trained here, of the puzzle's size, else the shipped 9x9 weights")
     puzzle = board.add_mutually_exclusive_group()
     puzzle.add_argument("--puzzle", metavar="STRING", help="refine this: row after row, . or 0 for an empty cell")
     puzzle.add_argument("--clues", type=clue_count, default=30, help='of a held-out puzzle, or "minimal" (default 30); 0: none')
@@ -202,7 +202,7 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         if options.nfe < 1 or not 0 <= options.seed < 2**32:
             raise ValueError("--nfe must be 1 or more, and --seed from 0 to 2^32 - 1")
-        model, info = load_checkpoint(options.checkpoint or newest_checkpoint())
+        model, info = load_checkpoint(options.checkpoint or newest_checkpoint(sudoku.shape_of([options.puzzle] if options.puzzle else [])))
         choose_sampler(info["objective"], "posterior")  # a ValueError for all but an FMLM+
         shape = sudoku.SHAPES[info["task"]]
         if options.puzzle is not None:

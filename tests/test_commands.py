@@ -25,6 +25,7 @@ TINY = "--width 16 --depth 1 --heads 1 --batch 8 --no-compile --device cpu".spli
 FOUR = sudoku.SHAPES["sudoku4"]
 PUZZLE, SOLUTION = "1...2.4........2", "1423234132144132"  # one solution: follow the rows and columns by hand
 SEVERAL, NONE = "1...............", "123....4........"
+TRAIN_ONE = "train one with `python train.py`, or `python train.py sudoku9` for 9x9"
 BAD = {"too short": "1234", "of another size": "." * 81, "digit out of range": "5" + "." * 15, "a letter": "x" + "." * 15,
        "clashing clues": "11" + "." * 14}
 
@@ -271,11 +272,24 @@ def test_without_a_name_the_newest_checkpoint_trained_here_is_taken(files, tmp_p
     assert checkpoints.newest_checkpoint() == tmp_path / "new.pt"
 
 
+@pytest.mark.parametrize("asked", ["puzzle", "puzzles"])
+def test_a_puzzle_is_solved_by_the_newest_checkpoint_of_its_size_or_by_the_weights_that_ship(asked, files, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(checkpoints, "CHECKPOINTS", tmp_path)
+    (tmp_path / "sudoku4-mdm.pt").write_bytes(Path(files["mdm"]).read_bytes())
+    nine = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
+    for puzzle, sampler in ((nine, "posterior"), (PUZZLE, "confidence")):
+        words = ["--puzzle", puzzle] if asked == "puzzle" else ["--puzzles", lines_file(tmp_path, "1234", puzzle)]
+        assert sample.main(words) == (0 if asked == "puzzle" else 2)  # for the bad line
+        assert f" of 1 solved, {sampler}, " in capsys.readouterr().out
+    assert sample.main(["--puzzle", nine[1:]]) == 2
+    assert "has 80 cells and sudoku9 needs 81" in capsys.readouterr().err
+
+
 def test_where_there_is_no_checkpoint_the_command_that_makes_one_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(checkpoints, "CHECKPOINTS", tmp_path / "none")
     monkeypatch.setattr(checkpoints, "SHIPPED", tmp_path / "none.pt")
     assert sample.main([]) == 2
-    assert capsys.readouterr().err == f"sample.py: there is no checkpoint {tmp_path}/none.pt: train one with `python train.py`\n"
+    assert capsys.readouterr().err == f"sample.py: there is no checkpoint {tmp_path}/none.pt: {TRAIN_ONE}\n"
 
 
 def test_sample_bench_prints_a_row_for_every_batch_and_number_of_passes(files, capsys):
@@ -420,4 +434,4 @@ def test_a_system_without_unix_resources_can_sample_and_train():
 def test_from_a_shell_a_mistake_is_one_sentence_and_status_2(tmp_path):
     refused = shell("sample.py", str(tmp_path / "none.pt"))
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr == f"sample.py: there is no checkpoint {tmp_path}/none.pt: train one with `python train.py`\n"
+    assert refused.stderr == f"sample.py: there is no checkpoint {tmp_path}/none.pt: {TRAIN_ONE}\n"
