@@ -2,13 +2,14 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from sample import Pass
-from sudoku import boards as sudoku
+from sudoku import boards as sudoku, checkpoints
 from sudoku.plot import KINDS, clashes, draw_board, draw_curves, kinds, main, read_table, refine_one
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -248,6 +249,14 @@ def test_bad_input_is_one_sentence_and_status_2(checkpoint, capsys, objective, a
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.startswith("sudoku.plot: ") and message in captured.err
     assert captured.err.count("\n") == 1
+
+
+def test_a_9x9_puzzle_is_read_with_the_weights_that_ship_though_4x4_was_trained_last(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(checkpoints, "CHECKPOINTS", tmp_path)
+    Path(checkpoint("fmlm+")).rename(tmp_path / "sudoku4-fmlm+.pt")
+    solved = "534678912672195348198342567859761423426853791713924856961537284287419635345286179"
+    assert main(["board", "--puzzle", solved, "--out", "a.png"]) == 2
+    assert "no empty cell" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("out", ["nowhere/board.png", "board.words"])
