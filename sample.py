@@ -301,7 +301,7 @@ def main(arguments: list[str] | None = None) -> int:
         raise ValueError("-n and --nfe must be 1 or more, and --seed from 0 to 2^32 - 1")
     if options.puzzle is not None and options.puzzles is not None or options.trace and options.json:
         raise ValueError("give --puzzle or --puzzles, and --trace or --json, not both")
-    lines = sudoku.read_lines(options.puzzles) if options.puzzles is not None else [options.puzzle] if options.puzzle else []
+    lines = [options.puzzle or ""] if options.puzzles is None else sudoku.read_lines(options.puzzles)
     path = options.checkpoint or newest_checkpoint(sudoku.shape_of(lines))
     model, info = load_checkpoint(path, options.device, options.compile)
     name, sampler = choose_sampler(info["objective"], options.sampler)

@@ -441,8 +441,8 @@ def _symbols(text: str) -> list[str]:
 
 
 def shape_of(texts: Sequence[str]) -> Shape | None:
-    """The shape whose number of cells one of these puzzle strings has, or comes closest to; None if there is no string."""
-    cells = [len(_symbols(text)) for text in texts]
+    """The shape whose number of cells one of these puzzle strings has, or comes closest to; None if all are empty."""
+    cells = [count for text in texts if (count := len(_symbols(text)))]
     return min(SHAPES.values(), key=lambda shape: min(abs(count - shape.cells) for count in cells)) if cells else None
 
 

@@ -202,7 +202,7 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         if options.nfe < 1 or not 0 <= options.seed < 2**32:
             raise ValueError("--nfe must be 1 or more, and --seed from 0 to 2^32 - 1")
-        model, info = load_checkpoint(options.checkpoint or newest_checkpoint(sudoku.shape_of([options.puzzle] if options.puzzle else [])))
+        model, info = load_checkpoint(options.checkpoint or newest_checkpoint(sudoku.shape_of([options.puzzle or ""])))
         choose_sampler(info["objective"], "posterior")  # a ValueError for all but an FMLM+
         shape = sudoku.SHAPES[info["task"]]
         if options.puzzle is not None:

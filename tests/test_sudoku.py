@@ -425,6 +425,6 @@ def test_parse_says_what_is_wrong_and_where(text, message):
         parse(FOUR, text)
 
 
-@pytest.mark.parametrize("cells, shape", [([16], FOUR), ([36], SIX), ([80], NINE), ([17], FOUR), ([0, 35, 81], NINE), ([], None)])
+@pytest.mark.parametrize("cells, shape", [([16], FOUR), ([36], SIX), ([80], NINE), ([17], FOUR), ([0, 35, 81], NINE), ([0, 35], SIX), ([], None), ([0], None)])
 def test_the_shape_of_puzzles_is_the_one_that_a_string_comes_closest_to(cells, shape):
     assert shape_of(["." * count for count in cells]) == shape
