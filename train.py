@@ -44,6 +44,7 @@ RECIPE = dict(task=str, objective=str, steps=int, minutes=float, width=int, dept
 STARTS = {"fmlm+": ("mdm", "fmlm+"), "fmlm": ("flm", "fmlm"), "flm": ("flm",), "mdm": ("mdm", "fmlm+"), "mlfm": ("mdm", "mlfm")}
 TEACHERS = {"fmlm+": ("mdm", "fmlm+"), "fmlm": ("flm",)}  # what an objective can start from, and learn from
 DIAGONAL = 0.5  # share of a batch with s = t, trained on the data; the others, but puzzles, learn from the network itself
+BOARDS_FIRST = 1 / 2  # share of the schedule before puzzles come in: the flow of boards takes longest to learn
 BOUNDARY = 1 / 32  # share of the others pinned at (s, t) = (0, 1)
 ASKED = 1 / 8  # beside puzzles, which are all there: share of the boards that is there too
 FEW = 1 / 4  # share of the random context that these puzzles and boards keep, for samplers start with little
@@ -75,7 +76,8 @@ def training_loss(options: argparse.Namespace, model: fmlm.Model, x1: Tensor, ge
     B, objective = len(x1), options.objective
     strata = dict(generator=generator, rank=rank, world=world)
     noise = lambda: torch.randn(x1.shape, generator=generator, device=x1.device)
-    context = prompt = torch.zeros(x1.shape[:2], dtype=torch.bool, device=x1.device) if prompt is None else prompt
+    puzzles = prompt is not None
+    context = prompt = prompt if puzzles else torch.zeros(x1.shape[:2], dtype=torch.bool, device=x1.device)
     if objective not in WITHOUT_CONTEXT:
         context, _ = fmlm.sample_context(prompt, **strata, cosine=objective == "mlfm")
     if objective == "mdm":
@@ -93,7 +95,7 @@ def training_loss(options: argparse.Namespace, model: fmlm.Model, x1: Tensor, ge
         return fmlm.flm_loss(model, x1, t, noise()), (~context).sum()
     taught = 0 if teacher is None else distilled if options.distill is not None else diagonal
     from_data = diagonal
-    if options.puzzles and diagonal < B:  # what samplers ask: (0, 1) with little context, and with what a round makes of it
+    if puzzles and diagonal < B:  # what samplers ask: (0, 1) with little context, and with what a round makes of it
         from_data = max(diagonal, puzzle_rows(B).stop)
         end = from_data + round((B - from_data) * (ASKED if boundary else 0))
         asked, later = slice(diagonal, end), slice(diagonal, end, 2)
@@ -150,16 +152,20 @@ class Run:
         if world > 1:
             self.network = nn.parallel.DistributedDataParallel(self.network)
 
+    def shows_puzzles(self) -> bool:
+        return self.puzzles is not None and self.progress() >= BOARDS_FIRST
+
     def draw(self) -> Tensor:
         """Random training boards, each under a random symmetry: (B, L), the digits from `size` on are a puzzle's clues."""
         n, rng = self.options.batch // self.world, dict(generator=self.generator, device=self.device)
         boards = self.boards[torch.randint(len(self.boards), (n,), **rng)]
-        if self.puzzles is not None:
+        if self.shows_puzzles():
             boards[puzzle_rows(n)] = self.puzzles[torch.randint(len(self.puzzles), (n // 2,), **rng)]
         return sudoku.augment(self.shape, boards, self.generator)
 
     def loss(self, model: fmlm.Model, boards: Tensor, parts: dict) -> Tensor:
-        x1, prompt = F.one_hot(boards % self.shape.size, self.shape.size).float(), boards >= self.shape.size
+        x1 = F.one_hot(boards % self.shape.size, self.shape.size).float()
+        prompt = boards >= self.shape.size if self.shows_puzzles() else None
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
             loss, count = training_loss(self.options, model, x1, self.generator, self.rank, self.world, parts, self.teacher,
                                         prompt)

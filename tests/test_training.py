@@ -160,9 +160,12 @@ def test_the_second_time_learns_only_where_there_is_a_flow_map(objective):
             assert not model.time_t(torch.rand(3, 16)).any()
 
 
-def test_the_middle_half_of_the_rows_shows_the_clues_of_a_puzzle_with_one_solution():
+def test_from_half_of_the_schedule_on_the_middle_half_of_the_rows_shows_the_clues_of_a_puzzle_with_one_solution():
     shape = sudoku.SHAPES["sudoku6"]
-    run = Run(parse(["sudoku6", *TINY, "--boards", "50", "--puzzles", "10", "--batch", "40"])[0])
+    run = Run(parse(["sudoku6", *TINY, "--boards", "50", "--puzzles", "10", "--batch", "40", "--steps", "9"])[0])
+    run.step = 4
+    assert not (run.draw() >= 6).any()
+    run.step = 5
     drawn = run.draw()
     marked, boards = drawn >= 6, drawn % 6
     assert sudoku.valid(shape, boards).all() and not sudoku.held_out(shape, boards).any()
@@ -202,19 +205,19 @@ def half_puzzles(n):
     return boards_of_8().repeat(n // 8, 1, 1), prompt
 
 
-@pytest.mark.parametrize("puzzles, from_data", [("5", 6), ("0", 4)])
+@pytest.mark.parametrize("puzzles, from_data", [(True, 6), (False, 4)])
 def test_a_puzzle_learns_the_data_off_the_diagonal_too(puzzles, from_data):
     """Of 8 rows the first 4 lie on the diagonal, and rows 2 to 5, the middle half, are puzzles: 4 and 5 are at (0, 1), with a
     quarter of their random context. A round on row 4 draws noise, and changes nothing, for this model is sure of nothing."""
     model, draws, (x1, prompt) = random_model(), Generator().manual_seed(7), half_puzzles(8)
-    context, _ = fmlm.sample_context(prompt, draws)
+    context, _ = fmlm.sample_context(prompt & puzzles, draws)
     s, t = fmlm.sample_times(8, 4, 1 / 32, draws)
-    if from_data == 6:
+    if puzzles:
         s[4:6], t[4:6] = 0, 1
         context[4:6] &= prompt[4:6] | (torch.rand(8, 16, generator=draws)[4:6] < 1 / 4)
         torch.randn(8, 16, 4, generator=draws)
     expected = fmlm.flow_map_loss(model, x1, context, s, t, torch.randn(8, 16, 4, generator=draws), from_data)
-    loss, _ = training_loss(options_of("--puzzles", puzzles), model, x1, Generator().manual_seed(7), prompt=prompt)
+    loss, _ = training_loss(options_of(), model, x1, Generator().manual_seed(7), prompt=prompt if puzzles else None)
     assert loss == expected
 
 
@@ -223,7 +226,7 @@ def test_off_the_diagonal_all_puzzles_and_an_eighth_of_the_boards_are_at_0_1(mon
     """Of 2,048 rows the last 1,024 lie off the diagonal, the first half of these are puzzles. Of the other 512 an eighth is
     there, and of the rest one in 32 as without puzzles: 32 of 1,024 strata fall to rows without replacement, 14 +- 2.8 to
     these 448 (hypergeometric: sqrt(32 448/1024 576/1024 992/1023)). At t = 1 the Lagrangian target says nothing."""
-    _, _, s, t, _, _ = loss_arguments(monkeypatch, random_model(), ["--puzzles", "5", target], *half_puzzles(2048))
+    _, _, s, t, _, _ = loss_arguments(monkeypatch, random_model(), [target], *half_puzzles(2048))
     pinned = (s == 0) & (t == 1)
     assert not pinned[:1024].any() and pinned[1024:1536].all()
     assert pinned[1536:1600].sum() == of_64 and abs(pinned[1600:].sum() - of_448) < 4.5 * deviation
@@ -235,7 +238,7 @@ def test_where_samplers_ask_an_eighth_of_the_cells_is_context_beside_the_clues(m
     cells and sqrt(1/12 / 576) / 4 = 0.003 for U, 0.0052 together; on the diagonal (1,024 rows) by less than 0.010, on the 448
     last boards 0.015."""
     x1, prompt = half_puzzles(2048)
-    seen, context, *_ = loss_arguments(monkeypatch, random_model(), ["--puzzles", "5"], x1, prompt)
+    seen, context, *_ = loss_arguments(monkeypatch, random_model(), [], x1, prompt)
     assert context[prompt].all() and seen.equal(x1)
     share = lambda rows: (context[rows] & ~prompt[rows]).sum() / (~prompt[rows]).sum()
     assert abs(share(slice(1024, 1600)) - 1 / 8) < 4.5 * 0.0052
@@ -246,7 +249,7 @@ def test_every_other_row_there_goes_on_from_what_a_round_is_sure_of(monkeypatch)
     """A model that is sure of digit 0 everywhere: on a puzzle that is context where it is right, on a board it is the board."""
     sure = lambda x, s, t: torch.tensor([1.0, 0, 0, 0]).log().expand(x.shape)
     x1, prompt = half_puzzles(64)
-    seen, context, *_ = loss_arguments(monkeypatch, sure, ["--puzzles", "5"], x1, prompt)
+    seen, context, *_ = loss_arguments(monkeypatch, sure, [], x1, prompt)
     zero, changed, new = x1.argmax(-1) == 0, (seen != x1).any(-1), context & ~prompt
     assert context[32:48:2][zero[32:48:2]].all() and not changed[:48].any()  # 16 puzzles
     assert context[48:50:2].all() and changed[48].equal(~zero[48] & (seen[48].argmax(-1) == 0)) and changed[48].any()
@@ -257,14 +260,14 @@ def test_the_tokens_of_the_loss_are_those_that_are_no_context_after_the_round():
     """`Run.loss` weighs the loss of a process by them."""
     times, (x1, prompt), model = [], half_puzzles(64), random_model()
     spy = lambda x, s, t: times.append(s) or model(x, s, t)
-    _, tokens = training_loss(options_of("--puzzles", "5"), spy, x1, Generator().manual_seed(7), prompt=prompt)
+    _, tokens = training_loss(options_of(), spy, x1, Generator().manual_seed(7), prompt=prompt)
     assert tokens == (times[-1] < 1).sum()
 
 
 def test_where_an_mdm_teaches_the_whole_batch_no_round_is_played():
     sizes, (x1, prompt), model = [], half_puzzles(8), random_model()
     spy = lambda x, s, t: sizes.append(len(x)) or model(x, s, t)
-    training_loss(options_of("--puzzles", "5", "--teacher", "an MDM", "--distill", "1"), spy, x1, Generator().manual_seed(7),
+    training_loss(options_of("--teacher", "an MDM", "--distill", "1"), spy, x1, Generator().manual_seed(7),
                   teacher=fmlm.masked(model), prompt=prompt)
     assert sizes == [8]
 
@@ -285,11 +288,13 @@ def test_a_round_makes_context_of_what_is_sure_and_of_a_puzzle_only_what_is_righ
 
 
 def test_a_run_shows_the_network_the_clues_that_it_drew(monkeypatch):
-    seen, run = [], Run(parse([*TINY, "--puzzles", "5"])[0])
+    seen, run = [], Run(parse([*TINY, "--puzzles", "5", "--steps", "2"])[0])
     monkeypatch.setattr(train, "training_loss", lambda *arguments: seen.append(arguments) or (torch.tensor(0.0), None))
-    boards = run.draw()
-    run.loss(run.network, boards, {})
-    assert seen[0][2].argmax(-1).equal(boards % 4) and seen[0][-1].equal(boards >= 4)
+    for run.step in (0, 1):
+        boards = run.draw()
+        run.loss(run.network, boards, {})
+        assert seen[-1][2].argmax(-1).equal(boards % 4)
+    assert seen[0][-1] is None and seen[1][-1].equal(boards >= 4) and seen[1][-1].any()
 
 
 def test_puzzles_are_for_objectives_with_context_and_9x9_has_them_by_itself():
