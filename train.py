@@ -72,14 +72,14 @@ def training_loss(options: argparse.Namespace, model: fmlm.Model, x1: Tensor, ge
                   world: int = 1, parts: dict | None = None, teacher: fmlm.Model | None = None,
                   prompt: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Draw context, times and noise for x1 (B, L, V); returns the loss and the number of tokens it is a mean over.
-    `prompt`, (B, L) bool: the clues of the puzzles in `puzzle_rows`, always context, which leave x1 as the one solution."""
+    `prompt`, (B, L) bool: the clues of the puzzles in `puzzle_rows`, always context, which leave x1 as the one solution;
+    None where there are no puzzles yet."""
     B, objective = len(x1), options.objective
     strata = dict(generator=generator, rank=rank, world=world)
     noise = lambda: torch.randn(x1.shape, generator=generator, device=x1.device)
-    puzzles = prompt is not None
-    context = prompt = prompt if puzzles else torch.zeros(x1.shape[:2], dtype=torch.bool, device=x1.device)
+    context = torch.zeros(x1.shape[:2], dtype=torch.bool, device=x1.device) if prompt is None else prompt
     if objective not in WITHOUT_CONTEXT:
-        context, _ = fmlm.sample_context(prompt, **strata, cosine=objective == "mlfm")
+        context, _ = fmlm.sample_context(context, **strata, cosine=objective == "mlfm")
     if objective == "mdm":
         return fmlm.mdm_loss(model, x1, context), (~context).sum()
     if objective == "mlfm":
@@ -95,7 +95,7 @@ def training_loss(options: argparse.Namespace, model: fmlm.Model, x1: Tensor, ge
         return fmlm.flm_loss(model, x1, t, noise()), (~context).sum()
     taught = 0 if teacher is None else distilled if options.distill is not None else diagonal
     from_data = diagonal
-    if puzzles and diagonal < B:  # what samplers ask: (0, 1) with little context, and with what a round makes of it
+    if prompt is not None and diagonal < B:  # what samplers ask: (0, 1) with little context, and with what a round makes of it
         from_data = max(diagonal, puzzle_rows(B).stop)
         end = from_data + round((B - from_data) * (ASKED if boundary else 0))
         asked, later = slice(diagonal, end), slice(diagonal, end, 2)

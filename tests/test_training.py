@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -303,6 +304,25 @@ def test_puzzles_are_for_objectives_with_context_and_9x9_has_them_by_itself():
     for arguments in (["--objective", "fmlm", "--puzzles", "5"], ["--puzzles", "-1"], ["--puzzles", "99999999"]):
         with pytest.raises(ValueError, match="--puzzles"):
             parse(arguments)
+
+
+@pytest.mark.parametrize("arguments", [["--puzzles", "5"], ["--puzzles", "5", "--lagrangian"], ["--objective", "mdm"],
+                                       ["--objective", "mlfm"], ["--objective", "flm"], ["--objective", "fmlm"]], ids=" ".join)
+def test_a_step_is_made_where_the_network_is_and_waits_for_no_value(arguments, monkeypatch):
+    """On the meta device tensors have shapes and no values, so that to read one back, for which a GPU would have to be waited
+    for, is an error, and so is to mix in a tensor of the CPU. It has no random state, no autocast and no fused optimizer."""
+    monkeypatch.setattr(train, "Generator", lambda device: SimpleNamespace(manual_seed=lambda seed: None))
+    monkeypatch.setattr(torch, "autocast", lambda *arguments, **options: nullcontext())
+    monkeypatch.setattr(torch.optim, "AdamW", lambda weights, **options: torch.optim.SGD(weights))
+    options = options_of(*arguments)
+    options.device = torch.device("meta")
+    run = Run(options)
+    for _ in range(5):
+        loss = run.loss(run.network, run.draw(), {})
+        loss.backward()
+        run.update()
+    assert loss.is_meta and run.broken.is_meta and run.boards.is_meta
+    assert run.puzzles.is_meta and run.shows_puzzles() if "--puzzles" in arguments else run.puzzles is None
 
 
 def test_training_takes_nothing_from_the_global_random_state():
