@@ -368,7 +368,8 @@ def teacher_of(folder, objective, *arguments):
     return str(folder / f"{objective}.pt")
 
 
-ROADS = {"fmlm+": ("fmlm+", None, []), "mdm": ("mdm", None, []), "mlfm": ("mlfm", None, []),
+ROADS = {"fmlm+": ("fmlm+", None, []), "puzzles from step 20 on": ("fmlm+", None, ["--puzzles", "5"]),
+         "mdm": ("mdm", None, []), "mlfm": ("mlfm", None, []),
          "an FLM's map": ("fmlm", "flm", []), "taught by an MDM": ("fmlm+", "mdm", []),
          "Lagrangian, taught by an FMLM+": ("fmlm+", "fmlm+", ["--lagrangian"])}
 
