@@ -44,11 +44,11 @@ RECIPE = dict(task=str, objective=str, steps=int, minutes=float, width=int, dept
 STARTS = {"fmlm+": ("mdm", "fmlm+"), "fmlm": ("flm", "fmlm"), "flm": ("flm",), "mdm": ("mdm", "fmlm+"), "mlfm": ("mdm", "mlfm")}
 TEACHERS = {"fmlm+": ("mdm", "fmlm+"), "fmlm": ("flm",)}  # what an objective can start from, and learn from
 DIAGONAL = 0.5  # share of a batch with s = t, trained on the data; the others, but puzzles, learn from the network itself
-BOARDS_FIRST = 1 / 2  # share of the schedule before puzzles come in: the flow of boards takes longest to learn
 BOUNDARY = 1 / 32  # share of the others pinned at (s, t) = (0, 1)
 ASKED = 1 / 8  # beside puzzles, which are all there: share of the boards that is there too
 FEW = 1 / 4  # share of the random context that these puzzles and boards keep, for samplers start with little
 SURE = 0.99  # p_max that makes a draft context for every other one of them
+BOARDS_FIRST = 1 / 2  # share of the schedule before puzzles come in: they are learned late as well, boards are not
 SAVE_EVERY = 60  # seconds
 NO_RUN = "holds weights to sample from, but no training run to resume"
 
