@@ -1,2 +1,2 @@
-"""Sudoku boards of 4x4, 6x6 and 9x9: rules, generator, puzzles (boards.py), evaluation tables
-(evaluate.py), the training roads compared (roads.py), Posterior Refinement studied (refinement.py), figures (plot.py)."""
+"""Sudoku of 4x4, 6x6 and 9x9: rules, generator and puzzles (boards.py), the task (task.py) and its
+training recipe (recipe.py), evaluation (evaluate.py, refinement.py), a figure (plot.py)."""

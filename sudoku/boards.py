@@ -1,9 +1,11 @@
-"""Everything about Sudoku boards: rules, generator, puzzles, symmetries, the train/test split, text.
+"""All about Sudoku boards: rules, generator, puzzles, symmetries, the train/test split, text.
 
-A board is a row of tokens, int64 (B, L) with L = size², row-major; a token is the digit minus one, 0..size-1.
-A puzzle is the same with -1 for an empty cell. No function here knows of a model.
+A board is a row of tokens, int64 (B, L) with L = size², row-major; a token is the digit minus one,
+0..size-1. A puzzle is the same with -1 for an empty cell. No function here knows of a model.
 """
 
+import contextlib
+import io
 import os
 import random
 from collections.abc import Callable, Sequence
@@ -18,17 +20,21 @@ from einops import rearrange
 from torch import Tensor
 from tqdm import trange
 
+from harness.commands import say
+from harness.files import written
+
 CACHE = Path(__file__).parent / ".cache"  # generated boards and puzzles; safe to delete at any time
-VERSION = "1"                             # change it when a generator or the split changes: older files are then ignored
-HELD_OUT_ONE_IN = {6: 9, 9: 10}           # by size: one orbit hash in so many is held out, see held_out
-ATTEMPTS = 50                             # removal orders make_puzzles tries on one board
+VERSION = "1"  # change it when a generator or the split changes: older files are then ignored
+HELD_OUT_ONE_IN = {6: 9, 9: 10}  # by size: one orbit hash in so many is held out, see held_out
+ATTEMPTS = 50  # removal orders make_puzzles tries on one board
 
 
 # ---- shapes and rules
 
 @dataclass(frozen=True)
 class Shape:
-    """A Sudoku whose boxes have box_rows x box_cols cells: as many digits, rows, columns and boxes each."""
+    """A Sudoku whose boxes have box_rows x box_cols cells: as many digits, rows, columns and boxes
+    each."""
     box_rows: int
     box_cols: int
 
@@ -48,19 +54,22 @@ class Shape:
         """Row, column and box of each cell: (L, 3) int64, each 0..size-1."""
         cell = torch.arange(self.cells)
         row, col = cell // self.size, cell % self.size
-        box = row // self.box_rows * self.box_rows + col // self.box_cols  # box_rows boxes side by side in a band
+        # box_rows boxes lie side by side in a band
+        box = row // self.box_rows * self.box_rows + col // self.box_cols
         return torch.stack([row, col, box], dim=1)
 
 
 SHAPES = {"sudoku4": Shape(2, 2), "sudoku6": Shape(2, 3), "sudoku9": Shape(3, 3)}
 
-# How many solved boards there are. 9x9: Felgenhauer & Jarvis, "Enumerating possible Sudoku grids" (2005).
+# How many solved boards there are. 9x9: Felgenhauer & Jarvis, "Enumerating possible Sudoku
+# grids" (2005).
 BOARD_COUNT = {"sudoku4": 288, "sudoku6": 28_200_960, "sudoku9": 6_670_903_752_021_072_936_960}
 
 
 @lru_cache
 def _units(shape: Shape) -> list[list[int]]:
-    """The cells of every row, then of every column, then of every box: 3·size lists of size cells."""
+    """The cells of every row, then of every column, then of every box: 3·size lists of size
+    cells."""
     coords = shape.coords().tolist()
     return [[cell for cell, place in enumerate(coords) if place[kind] == k]
             for kind in range(3) for k in range(shape.size)]
@@ -81,9 +90,11 @@ def _check_boards(shape: Shape, boards: Tensor) -> None:
 
 
 def valid(shape: Shape, boards: Tensor) -> Tensor:
-    """Whether every row, column and box holds every digit once: (B, L) -> (B,) bool, on the boards' device.
+    """Whether every row, column and box holds every digit once: (B, L) -> (B,) bool, on the boards'
+    device.
 
-    A value that is no digit (-1, say) makes its board invalid. ValueError for another shape or dtype.
+    A value that is no digit (-1, say) makes its board invalid. ValueError for another shape or
+    dtype.
     """
     _check_boards(shape, boards)
     units = boards[:, torch.tensor(_units(shape), device=boards.device)]  # (B, 3·size, size)
@@ -94,7 +105,8 @@ def valid(shape: Shape, boards: Tensor) -> Tensor:
 # ---- search: one solver makes boards, counts solutions and digs puzzles
 
 def _place(peers: list[list[int]], candidates: list[int], cell: int, digit: int) -> bool:
-    """Put a digit (one bit) in a cell, in place, and follow every cell left with one candidate. False on a clash."""
+    """Put a digit (one bit) in a cell, in place, and follow every cell left with one candidate.
+    False on a clash."""
     candidates[cell] = digit
     todo = [cell]
     while todo:
@@ -113,7 +125,8 @@ def _place(peers: list[list[int]], candidates: list[int], cell: int, digit: int)
 
 
 def _candidates(shape: Shape, puzzle: Sequence[int], forbid: int | None = None) -> list[int] | None:
-    """The digits each cell may still hold, one bit a digit, when the clues are in; None if they clash.
+    """The digits each cell may still hold, one bit a digit, when the clues are in; None if they
+    clash.
 
     `forbid` names an empty cell and a digit, cell·size + digit, that must not go together.
     """
@@ -121,13 +134,16 @@ def _candidates(shape: Shape, puzzle: Sequence[int], forbid: int | None = None) 
     if forbid is not None:
         candidates[forbid // shape.size] ^= 1 << forbid % shape.size
     for cell, digit in enumerate(puzzle):
-        if digit >= 0 and not (candidates[cell] >> digit & 1 and _place(peers, candidates, cell, 1 << digit)):
+        if digit >= 0 and not (candidates[cell] >> digit & 1
+                               and _place(peers, candidates, cell, 1 << digit)):
             return None
     return candidates
 
 
-def _search(shape: Shape, candidates: list[int] | None, limit: int, rng: random.Random | None = None) -> list[list[int]]:
-    """Up to `limit` solutions, depth first, the cell with fewest candidates first; its digits in random order if rng."""
+def _search(shape: Shape, candidates: list[int] | None, limit: int,
+            rng: random.Random | None = None) -> list[list[int]]:
+    """Up to `limit` solutions, depth first, the cell with fewest candidates first; its digits in
+    random order if rng."""
     if candidates is None:
         return []
     peers, found = _peers(shape), []
@@ -153,17 +169,20 @@ def _search(shape: Shape, candidates: list[int] | None, limit: int, rng: random.
 def _check_puzzle(shape: Shape, puzzle: Sequence[int]) -> list[int]:
     puzzle = [int(value) for value in puzzle]
     if len(puzzle) != shape.cells or not all(-1 <= value < shape.size for value in puzzle):
-        raise ValueError(f"a {shape.name} puzzle is {shape.cells} integers from -1 (empty) to {shape.size - 1}")
+        raise ValueError(f"a {shape.name} puzzle is {shape.cells} integers from -1 (empty) to "
+                         f"{shape.size - 1}")
     return puzzle
 
 
 def count_solutions(shape: Shape, puzzle: Sequence[int], limit: int = 2) -> int:
-    """min(number of solutions, limit); 0 if the clues clash. ValueError if it is not L integers, -1 for empty."""
+    """min(number of solutions, limit); 0 if the clues clash. ValueError if it is not L integers, -1
+    for empty."""
     return len(_search(shape, _candidates(shape, _check_puzzle(shape, puzzle)), limit))
 
 
 def solve(shape: Shape, puzzle: Sequence[int]) -> tuple[int, ...] | None:
-    """A solution, None if there is none (whether it is the only one, count_solutions knows). ValueError likewise."""
+    """A solution, None if there is none (whether it is the only one, count_solutions knows).
+    ValueError likewise."""
     found = _search(shape, _candidates(shape, _check_puzzle(shape, puzzle)), limit=1)
     return tuple(found[0]) if found else None
 
@@ -171,16 +190,19 @@ def solve(shape: Shape, puzzle: Sequence[int]) -> tuple[int, ...] | None:
 # ---- boards
 
 def random_boards(shape: Shape, n: int, seed: int) -> Tensor:
-    """n solved boards, (n, L), the same for the same seed: randomized backtracking from the empty grid, then `augment`.
+    """n solved boards, (n, L), the same for the same seed: randomized backtracking from the empty
+    grid, then `augment`.
 
-    The law: boards are independent, every board can come out, and the copies of a board under `augment` are
-    equally likely. It is not exactly uniform: some orbits come out more often than their share of all boards.
+    The law: boards are independent, every board can come out, and the copies of a board under
+    `augment` are equally likely. It is not exactly uniform: some orbits come out more often than
+    their share of all boards.
     """
     if n < 0:
         raise ValueError(f"the number of boards must be 0 or more, not {n}")
     rng, empty = random.Random(seed), _candidates(shape, [-1] * shape.cells)
     progress = trange(n, desc=f"{shape.name} boards", disable=n < 5000, leave=False)
-    boards = torch.tensor([_search(shape, empty, 1, rng)[0] for _ in progress], dtype=torch.int64).reshape(n, shape.cells)
+    boards = torch.tensor([_search(shape, empty, 1, rng)[0] for _ in progress], dtype=torch.int64)
+    boards = boards.reshape(n, shape.cells)
     return augment(shape, boards, torch.Generator().manual_seed(seed))
 
 
@@ -188,16 +210,19 @@ def all_boards(shape: Shape) -> Tensor:
     """Every solved 4x4 board, (288, 16), in lexicographic order. ValueError for larger shapes."""
     if shape.size > 4:
         raise ValueError(f"{shape.name} has too many boards to list; draw some with random_boards")
-    return torch.tensor(sorted(_search(shape, _candidates(shape, [-1] * shape.cells), limit=10 ** 6)))
+    empty = _candidates(shape, [-1] * shape.cells)
+    return torch.tensor(sorted(_search(shape, empty, limit=10 ** 6)))
 
 
 # ---- puzzles
 
 def _dig(shape: Shape, board: Sequence[int], clues: int, rng: random.Random) -> list[int]:
-    """Empty cells in random order while the solution stays unique, down to `clues` clues or one pass over all cells.
+    """Empty cells in random order while the solution stays unique, down to `clues` clues or one
+    pass over all cells.
 
-    A cell may go if no solution has another digit there: that search mostly ends within a few steps. One that
-    may not go now may not go later either, with fewer clues left, so one pass is enough.
+    A cell may go if no solution has another digit there: that search mostly ends within a few
+    steps. One that may not go now may not go later either, with fewer clues left, so one pass is
+    enough.
     """
     puzzle = _check_puzzle(shape, board)
     if not valid(shape, torch.tensor([puzzle])):
@@ -214,8 +239,10 @@ def _dig(shape: Shape, board: Sequence[int], clues: int, rng: random.Random) -> 
     return puzzle
 
 
-def make_puzzle(shape: Shape, board: Sequence[int], clues: int, rng: random.Random) -> list[int] | None:
-    """A puzzle with exactly `clues` clues whose only solution is the board; None if this removal order ends above that.
+def make_puzzle(shape: Shape, board: Sequence[int], clues: int,
+                rng: random.Random) -> list[int] | None:
+    """A puzzle with exactly `clues` clues whose only solution is the board; None if this removal
+    order ends above that.
 
     ValueError if the board is not solved or `clues` is not from 1 to L.
     """
@@ -226,7 +253,8 @@ def make_puzzle(shape: Shape, board: Sequence[int], clues: int, rng: random.Rand
 
 
 def minimal_puzzle(shape: Shape, board: Sequence[int], rng: random.Random) -> list[int]:
-    """A puzzle for the board from which no clue can be removed. ValueError if the board is not solved."""
+    """A puzzle for the board from which no clue can be removed. ValueError if the board is not
+    solved."""
     return _dig(shape, board, 0, rng)
 
 
@@ -245,7 +273,8 @@ def make_puzzles(shape: Shape, boards: Tensor, clues: int | None, seed: int) -> 
             orders = (make_puzzle(shape, rows[i], clues, rng) for _ in range(ATTEMPTS))
             puzzle = next((p for p in orders if p is not None), None)
         if puzzle is None:
-            raise ValueError(f"no {shape.name} puzzle with {clues} clues found in {ATTEMPTS} tries for a board; "
+            raise ValueError(f"no {shape.name} puzzle with {clues} clues found in {ATTEMPTS} tries "
+                             "for a board; "
                              "ask for more clues")
         puzzles.append(puzzle)
     return torch.tensor(puzzles, dtype=torch.int64).reshape(len(rows), shape.cells)
@@ -254,20 +283,21 @@ def make_puzzles(shape: Shape, boards: Tensor, clues: int | None, seed: int) -> 
 # ---- symmetry and the split
 
 def augment(shape: Shape, boards: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """A random symmetric copy of each board, (B, L) -> (B, L): new names for the digits, rows shuffled within bands and
-    bands as wholes, columns within stacks and stacks, and half of the boards transposed where boxes are square.
+    """A random symmetric copy of each board, (B, L) -> (B, L): new names for the digits, rows
+    shuffled within bands and bands as wholes, columns within stacks and stacks, and half of the
+    boards transposed where boxes are square.
 
-    Each board gets its own symmetry. A cell marked by adding `size` to its digit is marked in the copy. No loop over the
-    batch and no wait for the GPU, so the values are not looked at: solved boards only, no -1. ValueError for another
-    shape or dtype.
+    Each board gets its own symmetry. A cell marked by adding `size` to its digit is marked in the
+    copy. No loop over the batch and no wait for the GPU, so the values are not looked at: solved
+    boards only, no -1. ValueError for another shape or dtype.
     """
     _check_boards(shape, boards)
     batch, size, device = len(boards), shape.size, boards.device
 
-    def shuffles(*counts: int) -> Tensor:  # uniform permutations along the last axis: argsort of uniforms
+    def shuffles(*counts: int) -> Tensor:  # uniform permutations: argsort of uniforms
         return torch.rand(batch, *counts, generator=generator, device=device).argsort(dim=-1)
 
-    def lines(group: int) -> Tensor:  # an order of the rows (columns) that keeps bands (stacks) of `group` together
+    def lines(group: int) -> Tensor:  # an order of the rows that keeps bands of `group` together
         order = shuffles(size // group).unsqueeze(-1) * group + shuffles(size // group, group)
         return order.reshape(batch, size)
 
@@ -282,7 +312,8 @@ def augment(shape: Shape, boards: Tensor, generator: torch.Generator | None = No
 
 
 def _mix(values: Tensor) -> Tensor:
-    """A hash along the last axis: (..., n) int64 -> (...) int64. Wrapping arithmetic only: the same on every machine."""
+    """A hash along the last axis: (..., n) int64 -> (...) int64. Wrapping arithmetic only: the same
+    on every machine."""
     total = torch.zeros_like(values[..., 0])
     for value in values.unbind(-1):
         total = (total + value) * 0x5851F42D4C957F2D + 0x14057B7EF767814F
@@ -296,31 +327,37 @@ def _mix_set(values: Tensor) -> Tensor:
 
 
 def _line_invariant(grid: Tensor, group: int) -> Tensor:
-    """(B, size, size) -> (B,): a hash that no shuffle of columns, rows within bands of `group`, bands or digits changes.
+    """(B, size, size) -> (B,): a hash that no shuffle of columns, rows within bands of `group`,
+    bands or digits changes.
 
-    Row a read against row b maps digits to digits. Shuffling columns leaves this permutation as it is, renaming digits
-    conjugates it, and b against a is its inverse: none of these changes the lengths of its cycles.
+    Row a read against row b maps digits to digits. Shuffling columns leaves this permutation as it
+    is, renaming digits conjugates it, and b against a is its inverse: none of these changes the
+    lengths of its cycles.
     """
     size = grid.shape[1]
     where = grid.argsort(dim=-1)  # (B, row, digit) -> column
     every = (len(grid), size, size, size)
-    step = grid.unsqueeze(1).expand(every).gather(3, where.unsqueeze(2).expand(every))  # (B, a, b, digit) -> digit
+    # (B, a, b, digit) -> digit
+    step = grid.unsqueeze(1).expand(every).gather(3, where.unsqueeze(2).expand(every))
     power, lengths = step, torch.zeros_like(step[..., 0])
-    # Fixed points of the powers up to size // 2 count the cycles up to that length; one longer at most has room.
+    # Fixed points of the powers up to size // 2 count the cycles up to that length; one longer at
+    # most has room.
     for k in range(size // 2):
         power = step.gather(3, power) if k else step
         fixed = (power == torch.arange(size, device=grid.device)).sum(dim=-1)
-        lengths = lengths * (size + 1) + fixed  # (B, a, b): the cycle type of the pair, as one number
-    # Pairs of rows -> pairs of bands -> bands -> the board. The pair of a band with itself stands out: it holds identities.
+        lengths = lengths * (size + 1) + fixed  # (B, a, b): the cycle type of the pair, a number
+    # Pairs of rows -> pairs of bands -> bands -> the board. The pair of a band with itself stands
+    # out: it holds identities.
     pairs = rearrange(lengths, "n (p a) (q b) -> n p q (a b)", a=group, b=group)
     return _mix_set(_mix_set(_mix_set(pairs)))
 
 
 def orbit(shape: Shape, boards: Tensor) -> Tensor:
-    """A hash of what no symmetry in `augment` can change: (B, L) -> (B,) int64, 0 or more, the same on every machine.
+    """A hash of what no symmetry in `augment` can change: (B, L) -> (B,) int64, 0 or more, the same
+    on every machine.
 
-    Symmetric copies of a board have equal hashes, so different hashes prove different orbits (equal ones prove nothing).
-    Solved boards only. ValueError for another shape or dtype.
+    Symmetric copies of a board have equal hashes, so different hashes prove different orbits (equal
+    ones prove nothing). Solved boards only. ValueError for another shape or dtype.
     """
     _check_boards(shape, boards)
     hashes = [torch.zeros(0, dtype=torch.int64, device=boards.device)]
@@ -329,17 +366,19 @@ def orbit(shape: Shape, boards: Tensor) -> Tensor:
         sides = torch.stack([_line_invariant(grid, shape.box_rows),
                              _line_invariant(grid.transpose(1, 2), shape.box_cols)], dim=1)
         # A transposition swaps the two sides.
-        hashes.append((_mix_set(sides) if shape.box_rows == shape.box_cols else _mix(sides)) & (2 ** 63 - 1))
+        mixed = _mix_set(sides) if shape.box_rows == shape.box_cols else _mix(sides)
+        hashes.append(mixed & (2 ** 63 - 1))
     return torch.cat(hashes)
 
 
 def held_out(shape: Shape, boards: Tensor) -> Tensor:
     """Which boards belong to the test set: (B, L) -> (B,) bool.
 
-    The split is by orbit, not by board: whatever augmentation does to a training board, it cannot make a test board
-    of it. 9x9: one orbit hash in ten, 10% of the boards. 6x6 has 49 orbits, of very different sizes and with 40 hashes:
-    one in ten would be 23% of the random boards, one in nine is 5 hashes and 9%. 4x4: nothing is held out, for
-    there are two orbits, and the task is to learn the law of all 288 boards.
+    The split is by orbit, not by board: whatever augmentation does to a training board, it cannot
+    make a test board of it. 9x9: one orbit hash in ten, 10% of the boards. 6x6 has 49 orbits, of
+    very different sizes and with 40 hashes: one in ten would be 23% of the random boards, one in
+    nine is 5 hashes and 9%. 4x4: nothing is held out, for there are two orbits, and the task is to
+    learn the law of all 288 boards.
     """
     if shape.size == 4:
         _check_boards(shape, boards)
@@ -350,46 +389,51 @@ def held_out(shape: Shape, boards: Tensor) -> Tensor:
 # ---- data sets, cached on disk
 
 def _digest(*words: object) -> int:
-    """A number from words, 0..2^63-1, the same in every process (Python's own hash of a string is not)."""
+    """A number from words, 0..2^63-1, the same in every process (Python's own hash of a string is
+    not)."""
     return int.from_bytes(blake2b(repr(words).encode(), digest_size=8).digest(), "big") >> 1
 
 
 def _cached(name: str, make: Callable[[], Tensor], good: Callable[[Tensor], bool]) -> Tensor:
-    """make(), or what an earlier call has left in CACHE if that still is `good`. Without a folder to write to: make()."""
-    path = CACHE / f"{name}-{_digest(VERSION) % 16 ** 8:08x}.npy"
-    part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    """make(), or what an earlier call has left in CACHE, if its checksum holds and it is `good`.
+    Where no file can be written: make()."""
+    path = CACHE / f"{name}-{_digest(VERSION) % 16 ** 8:08x}.boards"  # a checksum, then a .npy file
     try:
-        tokens = torch.from_numpy(np.load(path, allow_pickle=False).astype(np.int64)) - 1
-        if good(tokens):
+        stored = path.read_bytes()
+        if stored[:32] != blake2b(stored[32:], digest_size=32).digest():
+            raise ValueError("the checksum does not hold")
+        array = np.load(io.BytesIO(stored[32:]), allow_pickle=False)
+        if good(tokens := torch.from_numpy(array.astype(np.int64)) - 1):
             return tokens
-    except Exception:  # missing, or damaged in one of the many ways a file can be: made again
+        raise ValueError("these are not the boards of that name")
+    except (FileNotFoundError, NotADirectoryError):
         pass
-    tokens = make()
-    try:
+    except Exception:  # a file can be damaged in many ways
+        say(f"{path} is damaged, so what it held is made again")
+    tokens, file = make(), io.BytesIO()
+    np.save(file, (tokens + 1).to(torch.uint8).numpy(), allow_pickle=False)  # + 1: empty, -1, is 0
+    with contextlib.suppress(OSError):
         CACHE.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(part, "wb") as file:  # + 1: an empty cell, -1, is stored as 0
-                np.save(file, (tokens + 1).to(torch.uint8).numpy(), allow_pickle=False)
+        data = file.getvalue()
+        with written(path, blake2b(data, digest_size=32).digest() + data) as part:
             os.replace(part, path)  # at once, so that no other process sees half a file
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError:
-        pass
     return tokens
 
 
 def _of_split(shape: Shape, split: str, n: int, boards: Tensor) -> bool:
-    """Are these n solved boards of the split? A damaged file must not pass for data, still less mix the splits."""
+    """Are these n solved boards of the split? A damaged file must not pass for data, still less mix
+    the splits."""
     return (boards.shape == (n, shape.cells) and bool(valid(shape, boards).all())
             and (shape.size == 4 or bool((held_out(shape, boards) == (split == "test")).all())))
 
 
 def load_boards(shape: Shape, split: str, n: int, seed: int = 0, cache: bool = True) -> Tensor:
-    """n boards of the split "train" or "test", (n, L), generated on the first call and then read from the cache.
+    """n boards of the split "train" or "test", (n, L), generated on the first call and then read
+    from the cache.
 
-    4x4: both splits are the 288 boards in an order drawn from split and seed, repeated until there are n (so a multiple
-    of 288 has every board equally often). 6x6 and 9x9: random boards on their side of `held_out`; one may occur twice.
-    ValueError for another split or a negative n.
+    4x4: both splits are the 288 boards in an order drawn from split and seed, repeated until there
+    are n (so a multiple of 288 has every board equally often). 6x6 and 9x9: random boards on their
+    side of `held_out`; one may occur twice. ValueError for another split or a negative n.
     """
     if split not in ("train", "test"):
         raise ValueError(f'the split is "train" or "test", not {split!r}')
@@ -398,24 +442,30 @@ def load_boards(shape: Shape, split: str, n: int, seed: int = 0, cache: bool = T
 
     def make() -> Tensor:
         if shape.size == 4:
-            order = torch.randperm(288, generator=torch.Generator().manual_seed(_digest(split, seed)))
+            generator = torch.Generator().manual_seed(_digest(split, seed))
+            order = torch.randperm(288, generator=generator)
             return all_boards(shape)[order[torch.arange(n) % 288]]
         held = 1 / HELD_OUT_ONE_IN[shape.size]
         share = held if split == "test" else 1 - held
         boards, part = torch.empty(0, shape.cells, dtype=torch.int64), 0
-        while len(boards) < n:  # a little more than the share suggests; what is missing then comes from the next part
-            drawn = random_boards(shape, int((n - len(boards)) / share * 1.1) + 10, _digest(shape.name, split, seed, part))
-            boards, part = torch.cat([boards, drawn[held_out(shape, drawn) == (split == "test")]]), part + 1
+        while len(boards) < n:  # a little more than the share suggests; what is missing comes next
+            count = int((n - len(boards)) / share * 1.1) + 10
+            drawn = random_boards(shape, count, _digest(shape.name, split, seed, part))
+            mine = held_out(shape, drawn) == (split == "test")
+            boards, part = torch.cat([boards, drawn[mine]]), part + 1
         return boards[:n]
 
-    return (_cached(f"{shape.name}-{split}-{n}-seed{seed}", make, lambda boards: _of_split(shape, split, n, boards))
-            if cache else make())
+    good = lambda boards: _of_split(shape, split, n, boards)
+    return _cached(f"{shape.name}-{split}-{n}-seed{seed}", make, good) if cache else make()
 
 
-def load_puzzles(shape: Shape, clues: int | str, n: int, seed: int = 0, split: str = "test") -> tuple[Tensor, Tensor]:
-    """n boards of a split as puzzles with one solution each: puzzles (n, L) with -1 for empty, solutions (n, L). Cached.
+def load_puzzles(shape: Shape, clues: int | str, n: int, seed: int = 0,
+                 split: str = "test") -> tuple[Tensor, Tensor]:
+    """n boards of a split as puzzles with one solution each: puzzles (n, L) with -1 for empty,
+    solutions (n, L). Cached.
 
-    `clues` is a number or "minimal". ValueError where make_puzzles or load_boards raises it, and for another word.
+    `clues` is a number or "minimal". ValueError where make_puzzles or load_boards raises it, and
+    for another word.
     """
     if isinstance(clues, str) and clues != "minimal":
         raise ValueError(f'clues is a number or "minimal", not {clues!r}')
@@ -423,11 +473,14 @@ def load_puzzles(shape: Shape, clues: int | str, n: int, seed: int = 0, split: s
     def make() -> Tensor:
         boards = load_boards(shape, split, n, seed)
         count = None if clues == "minimal" else clues
-        return torch.stack([make_puzzles(shape, boards, count, _digest("puzzles", clues, seed)), boards])
+        puzzles = make_puzzles(shape, boards, count, _digest("puzzles", clues, seed))
+        return torch.stack([puzzles, boards])
 
     def good(pair: Tensor) -> bool:
+        shown = pair[0] >= 0
         return (pair.shape == (2, n, shape.cells) and _of_split(shape, split, n, pair[1])
-                and bool(((pair[0] == pair[1]) | (pair[0] == -1)).all()))
+                and bool(((pair[0] == pair[1]) | ~shown).all())
+                and (clues == "minimal" or bool((shown.sum(1) == clues).all())))
 
     puzzles, solutions = _cached(f"{shape.name}-{split}-puzzles-{clues}-{n}-seed{seed}", make, good)
     return puzzles, solutions
@@ -436,69 +489,55 @@ def load_puzzles(shape: Shape, clues: int | str, n: int, seed: int = 0, split: s
 # ---- text
 
 def _symbols(text: str) -> list[str]:
-    """The cells of a puzzle string, without the spaces, line ends and separators that people print."""
+    """The cells of a puzzle string, without the spaces, line ends and separators that people
+    print."""
     return [c for c in text if not c.isspace() and c not in "|+-"]
 
 
 def shape_of(texts: Sequence[str]) -> Shape | None:
-    """The shape whose number of cells one of these puzzle strings has, or comes closest to; None if all are empty."""
+    """The shape whose number of cells one of these puzzle strings has, or comes closest to; None if
+    all are empty."""
     cells = [count for text in texts if (count := len(_symbols(text)))]
-    return min(SHAPES.values(), key=lambda shape: min(abs(count - shape.cells) for count in cells)) if cells else None
+    apart = lambda shape: min(abs(count - shape.cells) for count in cells)
+    return min(SHAPES.values(), key=apart) if cells else None
 
 
 def parse(shape: Shape, text: str) -> list[int]:
-    """A row-major puzzle string, '.' or '0' for empty, as L integers with -1 for empty. Spaces and | + - are skipped.
+    """A row-major puzzle string, '.' or '0' for empty, as L integers with -1 for empty. Spaces and
+    | + - are skipped.
 
-    ValueError for a wrong number of cells, a character that is no digit, or clashing clues; places are counted from 1.
+    ValueError for a wrong number of cells, a character that is no digit, or clashing clues; places
+    are counted from 1.
     """
     symbols, digits = _symbols(text), "123456789"[:shape.size]
     if len(symbols) != shape.cells:
-        raise ValueError(f"the puzzle has {len(symbols)} cells and {shape.name} needs {shape.cells}; "
-                         "write '.' or '0' for an empty cell")
+        raise ValueError(f"the puzzle has {len(symbols)} cells and {shape.name} needs "
+                         f"{shape.cells}; write '.' or '0' for an empty cell")
     for cell, symbol in enumerate(symbols):
         if symbol not in digits + ".0":
-            raise ValueError(f"{symbol!r} at row {cell // shape.size + 1}, column {cell % shape.size + 1} is no digit "
-                             f"from 1 to {shape.size}; write '.' or '0' for an empty cell")
+            raise ValueError(f"{symbol!r} at row {cell // shape.size + 1}, column "
+                             f"{cell % shape.size + 1} is no digit from 1 to {shape.size}; write "
+                             "'.' or '0' for an empty cell")
     puzzle = [digits.find(symbol) for symbol in symbols]  # find gives -1 for '.' and '0'
     for k, unit in enumerate(_units(shape)):
         clues = [puzzle[cell] for cell in unit if puzzle[cell] >= 0]
         for digit in clues:
             if clues.count(digit) > 1:
                 kind = ("row", "column", "box")[k // shape.size]
-                raise ValueError(f"the digit {digit + 1} appears twice in {kind} {k % shape.size + 1}; "
-                                 "correct one of the clues")
+                raise ValueError(f"the digit {digit + 1} appears twice in {kind} "
+                                 f"{k % shape.size + 1}; correct one of the clues")
     return puzzle
 
 
-def read_lines(path: str) -> list[str]:
-    """The lines of a file of puzzles. ValueError if it cannot be read."""
-    try:
-        return Path(path).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
-
-
-def parse_lines(shape: Shape, lines: Sequence[str], path: str) -> tuple[list[list[int]], list[str]]:
-    """The puzzles of a file, one a line, and one sentence for every line that is none. ValueError if no line is one."""
-    puzzles, errors = [], []
-    for number, line in enumerate(lines, 1):
-        try:
-            if line.strip():
-                puzzles.append(parse(shape, line))
-        except ValueError as error:
-            errors.append(f"{path}, line {number}: {error}")
-    if not puzzles:
-        raise ValueError(errors[0] if errors else f"{path} holds no puzzle: write one a line")
-    return puzzles, errors
-
-
 def to_string(shape: Shape, board: Sequence[int]) -> str:
-    """A board or puzzle, L integers, on one line, '.' for empty: what `parse` reads. ValueError if it is no puzzle."""
+    """A board or puzzle, L integers, on one line, '.' for empty: what `parse` reads. ValueError if
+    it is no puzzle."""
     return "".join("." if value < 0 else str(value + 1) for value in _check_puzzle(shape, board))
 
 
 def pretty(shape: Shape, board: Sequence[int]) -> str:
-    """A board or puzzle as a grid with the boxes set apart, which `parse` reads too. ValueError if it is no puzzle."""
+    """A board or puzzle as a grid with the boxes set apart, which `parse` reads too. ValueError if
+    it is no puzzle."""
     text = to_string(shape, board)
     parts = [" ".join(text[i:i + shape.box_cols]) for i in range(0, shape.cells, shape.box_cols)]
     rows = [" | ".join(parts[i:i + shape.box_rows]) for i in range(0, len(parts), shape.box_rows)]
@@ -507,17 +546,21 @@ def pretty(shape: Shape, board: Sequence[int]) -> str:
     return f"\n{rule}\n".join(bands)
 
 
-def pretty_draft(shape: Shape, draft: Tensor, confidence: Tensor, committed: Tensor, known: Tensor, color: bool) -> str:
-    """A draft of a board while it is refined, (L,) each: a known cell as 5, one committed now as [5], one sent back to
-    noise as 5 with a mark for its confidence: ' from 0.9, ~ from 0.5, ? below. In color: bold, green, yellow to red."""
+def pretty_draft(shape: Shape, draft: Tensor, confidence: Tensor, committed: Tensor, known: Tensor,
+                 color: bool) -> str:
+    """A draft of a board while it is refined, (L,) each: a known cell as 5, one committed now as
+    [5], one sent back to noise as 5 with a mark for its confidence: ' from 0.9, ~ from 0.5, ?
+    below. In color: bold, green, yellow to red."""
     def cell(i: int) -> str:
         digit, p = int(draft[i]) + 1, float(confidence[i])
+        mark, shade = ("'", 33) if p >= 0.9 else ("~", 35) if p >= 0.5 else ("?", 31)
         text, code = (f" {digit} ", 1) if known[i] else (f"[{digit}]", 32) if committed[i] else (
-            (f" {digit}'", 33) if p >= 0.9 else (f" {digit}~", 35) if p >= 0.5 else (f" {digit}?", 31))
+            f" {digit}{mark}", shade)
         return f"\033[{code}m{text}\033[0m" if color else text
 
     rows = ["|".join("".join(map(cell, range(start, start + shape.box_cols)))
                      for start in range(row, row + shape.size, shape.box_cols))
             for row in range(0, shape.cells, shape.size)]
     rule = "+".join(["-" * 3 * shape.box_cols] * shape.box_rows)
-    return f"\n{rule}\n".join("\n".join(rows[i:i + shape.box_rows]) for i in range(0, shape.size, shape.box_rows))
+    bands = ["\n".join(rows[i:i + shape.box_rows]) for i in range(0, shape.size, shape.box_rows)]
+    return f"\n{rule}\n".join(bands)

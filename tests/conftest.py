@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from sudoku import boards as sudoku, checkpoints
+from harness import checkpoints
+from harness.tasks import load_task
+from sudoku import boards as sudoku
 
 
 @pytest.fixture
@@ -18,7 +20,9 @@ def checkpoint(tmp_path):
     """A function that writes a fresh network as train.py would."""
     def write(objective):
         network = {"vocab_size": 4, "width": 8, "depth": 1, "heads": 2}
-        state = {"format": checkpoints.FORMAT, "task": "sudoku4", "objective": objective, "network": network, "step": 7}
-        torch.save(state | {"model": checkpoints.build(state).state_dict()}, tmp_path / f"{objective}.pt")
+        state = {"format": checkpoints.FORMAT, "task": "sudoku4", "state": {}, "step": 7,
+                 "objective": objective, "network": network}
+        model = checkpoints.build(state, load_task("sudoku4"))
+        torch.save(state | {"model": model.state_dict()}, tmp_path / f"{objective}.pt")
         return str(tmp_path / f"{objective}.pt")
     return write

@@ -1,4 +1,5 @@
-"""The judge is right: toy.exact against hand arithmetic, enumeration, the plain ODE in t, and the law of the data."""
+"""The judge is right: toy.exact against hand arithmetic, enumeration, the plain ODE in t, and the
+law of the data."""
 
 import math
 
@@ -32,7 +33,8 @@ def test_the_denoiser_of_two_modes_is_the_number_worked_out_by_hand():
     x = torch.tensor([[[1, 0], [0.5, 0.25]]], dtype=torch.float64)
     expected = 1 / (1 + math.exp(-2.5))
     half = at(0.5, x)
-    assert TWO(x, half, half).exp()[0, :, 0].tolist() == pytest.approx([expected, expected], abs=1e-14)
+    delta = TWO(x, half, half).exp()
+    assert delta[0, :, 0].tolist() == pytest.approx([expected, expected], abs=1e-14)
 
 
 def test_the_denoiser_is_bayes_rule_with_a_time_for_every_token():
@@ -42,11 +44,13 @@ def test_the_denoiser_is_bayes_rule_with_a_time_for_every_token():
     for sequence, weight in ([0, 0, 1], 0.2), ([1, 2, 1], 0.5), ([2, 2, 0], 0.3):
         for l, token in enumerate(sequence):
             point = F.one_hot(torch.tensor(token), 3)
-            weight *= math.exp(-(x[0, l] - t[0, l] * point).square().sum() / (2 * (1 - t[0, l]) ** 2))
+            gap = (x[0, l] - t[0, l] * point).square().sum()
+            weight *= math.exp(-gap / (2 * (1 - t[0, l]) ** 2))
         likelihood.append(weight)
     p = torch.tensor(likelihood, dtype=torch.float64) / sum(likelihood)
-    expected = torch.stack([p[0] * F.one_hot(torch.tensor(a), 3) + p[1] * F.one_hot(torch.tensor(b), 3)
-                            + p[2] * F.one_hot(torch.tensor(c), 3) for a, b, c in ([0, 1, 2], [0, 2, 2], [1, 1, 0])])
+    one_hot = lambda token: F.one_hot(torch.tensor(token), 3)
+    expected = torch.stack([p[0] * one_hot(a) + p[1] * one_hot(b) + p[2] * one_hot(c)
+                            for a, b, c in ([0, 1, 2], [0, 2, 2], [1, 1, 0])])
     assert (THREE(x, t, t).exp()[0] - expected).abs().max() < 1e-12
 
 
@@ -72,7 +76,8 @@ def test_noise_decides_nothing_at_time_0_and_a_known_token_decides_what_it_can()
 # ---- off the diagonal
 
 def test_delta_is_right_to_1e_8_against_the_scalar_equation_of_two_modes():
-    """g' = n tanh(rho g / 2), n = 2, by 4,000 steps of Runge-Kutta: mean of D = mean of (1 + tanh(rho g / 2)) / 2."""
+    """g' = n tanh(rho g / 2), n = 2, by 4,000 steps of Runge-Kutta: mean of D = mean of (1 +
+    tanh(rho g / 2)) / 2."""
     s, t = 0.2, 0.75
     x = randn(200, 2, 2)
     rho, end, steps = s / (1 - s), t / (1 - t), 4000
@@ -92,7 +97,8 @@ def test_delta_is_right_to_1e_8_against_the_scalar_equation_of_two_modes():
 
 
 def test_delta_is_right_against_the_flow_in_x_and_t_as_the_paper_writes_it():
-    """dx/dt = (D_t(x) - x) / (1-t) with unequal weights and a known token, by 2,000 steps of Runge-Kutta in t."""
+    """dx/dt = (D_t(x) - x) / (1-t) with unequal weights and a known token, by 2,000 steps of
+    Runge-Kutta in t."""
     s, t, steps = 0.1, 0.8, 2000
     x = randn(20, 3, 3)
     x[:, 1] = torch.tensor([0.0, 0, 1])
@@ -145,8 +151,10 @@ def test_the_closed_form_on_the_diagonal_and_its_limits():
 def test_delta_approaches_the_diagonal_as_t_approaches_s():
     x = randn(50, 3, 3)
     diagonal = THREE(x, at(0.4, x), at(0.4, x)).exp()
-    error = [(THREE(x, at(0.4, x), at(0.4 + gap, x)).exp() - diagonal).abs().max() for gap in (1e-3, 1e-5)]
-    assert error[0] / error[1] == pytest.approx(100, rel=0.02)  # the mean of D over a path of length h is D + O(h)
+    error = [(THREE(x, at(0.4, x), at(0.4 + gap, x)).exp() - diagonal).abs().max()
+             for gap in (1e-3, 1e-5)]
+    # the mean of D over a path of length h is D + O(h)
+    assert error[0] / error[1] == pytest.approx(100, rel=0.02)
 
 
 def test_the_flow_map_carries_noise_to_the_data_with_the_weights_of_the_data():
@@ -156,7 +164,8 @@ def test_the_flow_map_carries_noise_to_the_data_with_the_weights_of_the_data():
     assert drawn.amax(-1).min() > 1 - 1e-12  # one step gives sequences,
     share = (drawn.argmax(-1)[:, None] == THREE.sequences).all(-1).double().mean(0)
     assert share.sum() == 1  # only those of the set,
-    margin = 4.5 * (THREE.weights * (1 - THREE.weights) / n).sqrt()  # and each as often as it should: 4.5 sigma
+    # and each as often as it should: 4.5 sigma
+    margin = 4.5 * (THREE.weights * (1 - THREE.weights) / n).sqrt()
     assert ((share - THREE.weights).abs() < margin).all()
 
 
@@ -179,7 +188,8 @@ def test_all_288_boards_of_4x4_are_exact_in_one_step_and_in_their_marginals():
     assert drawn.amax(-1).min() > 1 - 1e-12
     assert (drawn.argmax(-1)[:, None] == boards).all(-1).any(-1).all()
     nothing = torch.zeros(1, 16, dtype=torch.bool)
-    assert (model.marginals(boards[:1], nothing) - 0.25).abs().max() < 1e-12  # digits can be renamed
+    # digits can be renamed
+    assert (model.marginals(boards[:1], nothing) - 0.25).abs().max() < 1e-12
 
 
 def test_weights_are_normalized_copies_merged_and_impossible_sequences_dropped():
@@ -192,7 +202,8 @@ def test_weights_are_normalized_copies_merged_and_impossible_sequences_dropped()
 
 @pytest.mark.parametrize("sequences, weights, words", [
     ([[0, 1], [0]], None, "same length"), ([], None, "at least one"), ([[0, -1]], None, ">= 0"),
-    ([[0.5, 1.0]], None, "integers"), ([[0], [1]], [1, -1], "weights"), ([[0], [1]], [0, 0], "weights"),
+    ([[0.5, 1.0]], None, "integers"), ([[0], [1]], [1, -1], "weights"),
+    ([[0], [1]], [0, 0], "weights"),
     ([[0], [1]], [1], "weights"), ([[0], [1]], [1, math.nan], "weights")])
 def test_bad_sets_are_refused_in_words(sequences, weights, words):
     with pytest.raises(ValueError, match=words):

@@ -1,7 +1,8 @@
-"""Every sampler as a specification: on exact models, and on scripted ones that write down what they are asked.
+"""Every sampler as a specification: on exact models, and on scripted ones that write down what they
+are asked.
 
-Expected values are hand arithmetic or laws derived in the docstring. A statistical test has a fixed seed and a margin of
-five standard deviations of the law that it claims.
+Expected values are hand arithmetic or laws derived in the docstring. A statistical test has a fixed
+seed and a margin of five standard deviations of the law that it claims.
 """
 
 import math
@@ -11,20 +12,24 @@ import torch
 import torch.nn.functional as F
 
 from fmlm import decoding_time
-from sample import (SAMPLERS, Pass, a_priori_confidence, ancestral, block_diffusion, choose_sampler, confidence,
-                    flow_map_sampler, most_confident, posterior_refinement, refine, token_promotion)
-from sudoku.checkpoints import OBJECTIVES
+from harness.checkpoints import OBJECTIVES
+from sample import (SAMPLERS, Draft, Pass, a_priori_confidence, block_diffusion, choose_sampler,
+                    flow_map_sampler, mdm_ancestral, mdm_confidence, posterior_refinement, refine,
+                    sample_words, surest, token_promotion, uniform_budget)
 from toy.exact import Exact, ExactBridge
 
 TWO = Exact([[0, 0], [1, 1]])
 CROSS = Exact([[0, 1], [1, 0]])
 THREE = Exact([[0, 0, 1], [1, 2, 1], [2, 2, 0]], [0.2, 0.5, 0.3])
-FIXED = [[0.7, 0.2, 0.1], [0.05, 0.05, 0.9], [0.3, 0.4, 0.3], [0.1, 0.8, 0.1], [0.6, 0.2, 0.2]]  # L = 5, V = 3
-BEST, P_MAX = [0, 2, 1, 1, 0], [0.7, 0.9, 0.4, 0.8, 0.6]  # so that the order of confidence is 1, 3, 0, 4, 2
+# L = 5, V = 3
+FIXED = [[0.7, 0.2, 0.1], [0.05, 0.05, 0.9], [0.3, 0.4, 0.3], [0.1, 0.8, 0.1], [0.6, 0.2, 0.2]]
+# The order of confidence is 1, 3, 0, 4, 2.
+BEST, P_MAX = [0, 2, 1, 1, 0], [0.7, 0.9, 0.4, 0.8, 0.6]
 
 
 class Scripted:
-    """A model that answers with a fixed (L, V) table of probabilities, or with a function of the pass, and records (x, s, t)."""
+    """A model that answers with a fixed (L, V) table of probabilities, or with a function of the
+    pass, and records (x, s, t)."""
 
     def __init__(self, answer=FIXED, vocab_size=None):
         self.answer = answer if callable(answer) else lambda number, x: torch.tensor(answer)
@@ -54,7 +59,8 @@ def seeded(seed=0):
 
 
 def nothing(batch, length):
-    """No token known; what stands at an unknown token is never read, so here it is no token at all."""
+    """No token known; what stands at an unknown token is never read, so here it is no token at
+    all."""
     return torch.full((batch, length), -1), torch.zeros(batch, length, dtype=torch.bool)
 
 
@@ -69,28 +75,38 @@ def close(share, expected, n):
 
 
 def follows(samples, model):
-    """Whether the sequences have the law of an exact model: every share within five standard deviations, nothing else."""
+    """Whether the sequences have the law of an exact model: every share within five standard
+    deviations, nothing else."""
     shares = [float((samples == sequence).all(1).double().mean()) for sequence in model.sequences]
     return sum(shares) == pytest.approx(1) and all(
         close(share, float(weight), len(samples)) for share, weight in zip(shares, model.weights))
 
 
-HALF = 0.527387  # tau = 1/2 for three words: E[Phi(z + r)^2] = 2/3 at r = 1.115898, t = r/(1+r), by bisection of a sum
-EVERY = {  # name: (call on 5 tokens, NFE, the times (s, t) of all its passes, whether unknown tokens hold noise)
+# tau = 1/2 for three words: E[Phi(z + r)^2] = 2/3 at r = 1.115898, t = r/(1+r), by bisection
+HALF = 0.527387
+# name: (call on 5 tokens, NFE, the times (s, t) of its passes, whether unknown tokens hold noise)
+EVERY = {
     "flow map": (lambda *a, **k: flow_map_sampler(*a, steps=4, **k), 4,
                  [(0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1)], True),
-    "flow map, decoding time": (lambda *a, **k: flow_map_sampler(*a, steps=2, tau=True, **k), 2, [(0, HALF), (HALF, 1)], True),
-    "block": (lambda *a, **k: block_diffusion(*a, block_length=2, steps=2, **k), 6, [(0, 0.5), (0.5, 1)] * 3, True),
+    "flow map, decoding time": (lambda *a, **k: flow_map_sampler(*a, steps=2, tau=True, **k), 2,
+                                [(0, HALF), (HALF, 1)], True),
+    "block": (lambda *a, **k: block_diffusion(*a, block_length=2, steps=2, **k), 6,
+              [(0, 0.5), (0.5, 1)] * 3, True),
     "posterior": (lambda *a, **k: posterior_refinement(*a, rounds=3, **k), 3, [(0, 1)] * 3, True),
-    "posterior, 2 flow steps": (lambda *a, **k: posterior_refinement(*a, rounds=2, flow_steps=2, **k), 4,
+    "posterior, 2 flow steps": (lambda *a, **k: posterior_refinement(*a, rounds=2, flow_steps=2,
+                                                                     **k), 4,
                                 [(0, 0.5), (0.5, 1)] * 2, True),
-    "posterior, reopened": (lambda *a, **k: posterior_refinement(*a, rounds=3, reopen=True, **k), 3, [(0, 1)] * 3, True),
+    "posterior, reopened": (lambda *a, **k: posterior_refinement(*a, rounds=3, reopen=True, **k), 3,
+                            [(0, 1)] * 3, True),
     "a priori": (lambda *a, **k: a_priori_confidence(*a, rounds=3, **k), 3, [(0, 0)] * 3, True),
-    "a priori, sampled": (lambda *a, **k: a_priori_confidence(*a, rounds=3, draw="sample", **k), 3, [(0, 0)] * 3, True),
-    "confidence": (lambda *a, **k: confidence(*a, steps=3, **k), 3, [(0, 0)] * 3, False),
-    "confidence, sampled": (lambda *a, **k: confidence(*a, steps=3, draw="sample", **k), 3, [(0, 0)] * 3, False),
-    "ancestral": (lambda *a, **k: ancestral(*a, steps=3, **k), 3, [(0, 0)] * 3, False),
-    "promotion": (lambda *a, **k: token_promotion(*a, rounds=2, steps=2, **k), 4, [(0, 0.5), (0.5, 1)] * 2, False),
+    "a priori, sampled": (lambda *a, **k: a_priori_confidence(*a, rounds=3, draw="sample", **k), 3,
+                          [(0, 0)] * 3, True),
+    "confidence": (lambda *a, **k: mdm_confidence(*a, steps=3, **k), 3, [(0, 0)] * 3, False),
+    "confidence, sampled": (lambda *a, **k: mdm_confidence(*a, steps=3, draw="sample", **k), 3,
+                            [(0, 0)] * 3, False),
+    "ancestral": (lambda *a, **k: mdm_ancestral(*a, steps=3, **k), 3, [(0, 0)] * 3, False),
+    "promotion": (lambda *a, **k: token_promotion(*a, rounds=2, steps=2, **k), 4,
+                  [(0, 0.5), (0.5, 1)] * 2, False),
 }
 every_sampler = pytest.mark.parametrize("run, nfe, times, noisy", EVERY.values(), ids=EVERY)
 
@@ -142,8 +158,10 @@ def test_a_committed_token_is_clean_context_from_then_on(run, nfe, times, noisy)
 
 
 @every_sampler
-def test_unknown_tokens_begin_every_round_as_fresh_standard_noise_or_as_masks(run, nfe, times, noisy):
-    """Fresh: uncorrelated from round to round. n normals have mean 0 +- 5/sqrt(n) and variance 1 +- 5 sqrt(2/n)."""
+def test_unknown_tokens_begin_every_round_as_fresh_standard_noise_or_as_masks(run, nfe, times,
+                                                                              noisy):
+    """Fresh: uncorrelated from round to round. n normals have mean 0 +- 5/sqrt(n) and variance 1 +-
+    5 sqrt(2/n)."""
     model = Scripted()
     run(model, *nothing(1000, 5), generator=seeded())
     starts = [(x, s < 1) for (x, s, _), (time, _) in zip(model.calls, times) if time == 0]
@@ -170,11 +188,14 @@ def test_the_trace_holds_one_pass_each_with_draft_and_confidence(run, nfe, times
         if run is EVERY["promotion"][0]:  # judges the token that was drawn
             judged = torch.tensor(FIXED).expand(4, 5, 3).gather(2, record.draft[..., None])[..., 0]
         assert ((record.confidence - judged).abs() < 1e-6)[s < 1].all()
-        assert record.committed.dtype == torch.bool and record.draft.shape == record.committed.shape == (4, 5)
-    if run not in [EVERY[name][0] for name in ("a priori, sampled", "confidence, sampled", "ancestral", "promotion")]:
+        assert record.committed.dtype == torch.bool
+        assert record.draft.shape == record.committed.shape == (4, 5)
+    if run not in [EVERY[name][0] for name in ("a priori, sampled", "confidence, sampled",
+                                               "ancestral", "promotion")]:
         assert (drafts == torch.tensor(BEST)).all()
     ends = [i for i, (_, t) in enumerate(times) if i + 1 == len(times) or times[i + 1][0] == 0]
-    assert all(not record.committed.any() for i, record in enumerate(trace) if i not in ends), "only a finished draft counts"
+    between = [record for i, record in enumerate(trace) if i not in ends]
+    assert not any(record.committed.any() for record in between), "only a finished draft counts"
 
 
 @every_sampler
@@ -188,16 +209,19 @@ def test_the_generator_is_the_only_source_of_randomness(run, nfe, times, noisy):
     assert torch.get_rng_state().equal(state)
     assert draws[0][0].equal(draws[1][0]) and draws[0][1].equal(draws[1][1])
     same = draws[0][0].equal(draws[2][0]) and draws[0][1].equal(draws[2][1])
-    assert same == (run is EVERY["confidence"][0]), "argmax on masks is deterministic; nothing else is"
+    # Argmax on masks is deterministic; nothing else is.
+    assert same == (run is EVERY["confidence"][0])
 
 
 @every_sampler
-def test_nothing_is_asked_where_nothing_is_unknown_and_garbage_there_is_not_read(run, nfe, times, noisy):
+def test_nothing_is_asked_where_nothing_is_unknown_and_garbage_there_is_not_read(run, nfe, times,
+                                                                                 noisy):
     tokens, known = puzzle([0, 1, 2, 1, 0])
     model = Scripted()
     assert run(model, tokens, known, generator=seeded()).equal(tokens) and not model.calls
     some = torch.tensor([[True, False, True, False, False]])
-    results = [run(Scripted(), tokens.masked_fill(~some, garbage), some, generator=seeded()) for garbage in (-5, 0, 2, 10**9)]
+    results = [run(Scripted(), tokens.masked_fill(~some, garbage), some, generator=seeded())
+               for garbage in (-5, 0, 2, 10**9)]
     assert all(result.equal(results[0]) for result in results)
 
 
@@ -208,7 +232,8 @@ def test_a_finished_sequence_costs_no_pass_and_the_others_notice_nothing(run, nf
     result = run(model, tokens, known, generator=seeded())
     assert result[1].tolist() == [0, 1, 2, 1, 0] and len(model.calls[0][0]) == 2
     free = run(alone, tokens, known & torch.tensor([[True], [False], [True]]), generator=seeded())
-    assert result[::2].equal(free[::2]) and all(a[0][0].equal(b[0][0]) for a, b in zip(model.calls, alone.calls))
+    assert result[::2].equal(free[::2])
+    assert all(a[0][0].equal(b[0][0]) for a, b in zip(model.calls, alone.calls))
 
 
 @every_sampler
@@ -221,16 +246,20 @@ def test_a_sampler_takes_no_gradients(run, nfe, times, noisy):
 @every_sampler
 @pytest.mark.parametrize("bad, tokens, known", [
     ("tokens must be", torch.zeros(5, dtype=torch.int64), torch.zeros(5, dtype=torch.bool)),
-    ("tokens must be", torch.zeros(1, 1, 5, dtype=torch.int64), torch.zeros(1, 1, 5, dtype=torch.bool)),
+    ("tokens must be", torch.zeros(1, 1, 5, dtype=torch.int64),
+     torch.zeros(1, 1, 5, dtype=torch.bool)),
     ("tokens must be", torch.zeros(1, 5, dtype=torch.int32), torch.zeros(1, 5, dtype=torch.bool)),
     ("tokens must be", torch.zeros(1, 5), torch.zeros(1, 5, dtype=torch.bool)),
     ("known must be", torch.zeros(1, 5, dtype=torch.int64), torch.zeros(1, 5, dtype=torch.int64)),
     ("known must be", torch.zeros(2, 5, dtype=torch.int64), torch.zeros(1, 5, dtype=torch.bool)),
     ("known must be", torch.zeros(1, 5, dtype=torch.int64), torch.zeros(5, dtype=torch.bool)),
-    ("known tokens", torch.tensor([[0, 3, 0, 0, 0]]), torch.tensor([[False, True, False, False, False]])),
-    ("known tokens", torch.tensor([[0, -1, 0, 0, 0]]), torch.tensor([[False, True, False, False, False]])),
+    ("known tokens", torch.tensor([[0, 3, 0, 0, 0]]),
+     torch.tensor([[False, True, False, False, False]])),
+    ("known tokens", torch.tensor([[0, -1, 0, 0, 0]]),
+     torch.tensor([[False, True, False, False, False]])),
 ])
-def test_tokens_of_a_wrong_shape_type_or_value_are_refused(run, nfe, times, noisy, bad, tokens, known):
+def test_tokens_of_a_wrong_shape_type_or_value_are_refused(run, nfe, times, noisy, bad, tokens,
+                                                           known):
     with pytest.raises(ValueError, match=bad):
         run(Scripted(), tokens, known)
 
@@ -245,15 +274,15 @@ def test_tokens_of_a_wrong_shape_type_or_value_are_refused(run, nfe, times, nois
     (lambda *a: posterior_refinement(*a, rounds=6), "6 rounds"),
     (lambda *a: posterior_refinement(*a, rounds=1, flow_steps=0), "at least one"),
     (lambda *a: posterior_refinement(*a, rounds=1, threshold=-0.01), "threshold"),
-    (lambda *a: posterior_refinement(*a, rounds=1, threshold=1.01), "threshold"),
+    (lambda *a: posterior_refinement(*a, rounds=1, threshold=-math.inf), "threshold"),
     (lambda *a: posterior_refinement(*a, rounds=1, threshold=math.nan), "threshold"),
     (lambda *a: a_priori_confidence(*a, rounds=0), "at least one"),
     (lambda *a: a_priori_confidence(*a, rounds=6), "6 rounds"),
     (lambda *a: a_priori_confidence(*a, rounds=1, draw="beam"), "draw"),
-    (lambda *a: confidence(*a, steps=0), "at least one"),
-    (lambda *a: confidence(*a, steps=6), "6 rounds"),
-    (lambda *a: confidence(*a, steps=1, draw="Argmax"), "draw"),
-    (lambda *a: ancestral(*a, steps=0), "at least one"),
+    (lambda *a: mdm_confidence(*a, steps=0), "at least one"),
+    (lambda *a: mdm_confidence(*a, steps=6), "6 rounds"),
+    (lambda *a: mdm_confidence(*a, steps=1, draw="Argmax"), "draw"),
+    (lambda *a: mdm_ancestral(*a, steps=0), "at least one"),
     (lambda *a: flow_map_sampler(*a, steps=0, tau=True), "at least one"),
     (lambda *a: token_promotion(*a, rounds=0), "at least one"),
     (lambda *a: token_promotion(*a, rounds=6), "6 rounds"),
@@ -264,8 +293,8 @@ def test_tokens_of_a_wrong_shape_type_or_value_are_refused(run, nfe, times, nois
     (lambda *a: token_promotion(*a, rounds=1, sigma=0), "sigma"),
     (lambda *a: token_promotion(*a, rounds=1, sigma=-1), "sigma"),
     (lambda *a: token_promotion(*a, rounds=1, sigma=math.nan), "sigma"),
-    (lambda *a: refine(*a, 1, [0, 1], most_confident, judge="Drawn"), "judge"),
-    (lambda *a: refine(*a, 1, [0], most_confident), "at least one"),
+    (lambda *a: refine(*a, 1, Draft([0, 1], sure="Drawn"), uniform_budget), "sure"),
+    (lambda *a: refine(*a, 1, Draft([0]), uniform_budget), "at least one"),
 ])
 def test_settings_that_make_no_sense_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
@@ -273,67 +302,95 @@ def test_settings_that_make_no_sense_are_refused(call, message):
 
 
 def test_as_many_rounds_as_tokens_are_allowed_and_for_ancestral_more():
-    for run in posterior_refinement, a_priori_confidence, confidence:
+    for run in posterior_refinement, a_priori_confidence, mdm_confidence:
         model = Scripted()
         run(model, *nothing(1, 5), 5)
         assert len(model.calls) == 5
-    assert ancestral(Scripted(), *nothing(1, 5), 20, generator=seeded()).shape == (1, 5)
+    assert mdm_ancestral(Scripted(), *nothing(1, 5), 20, generator=seeded()).shape == (1, 5)
 
 
 def test_the_last_round_commits_everything_whatever_the_rule_says():
     trace = []
     never = lambda confidence, unknown, rounds_left: torch.zeros_like(unknown)
-    assert refine(Scripted(), *nothing(2, 5), 3, [0, 1], never, generator=seeded(), trace=trace).tolist() == [BEST] * 2
+    assert refine(Scripted(), *nothing(2, 5), 3, Draft([0, 1]), never, generator=seeded(),
+                  trace=trace).tolist() == [BEST] * 2
     assert [int(record.committed.sum()) for record in trace] == [0, 0, 10]
 
 
 # ---- drawing and ranking
 
 def test_the_uniform_budget_is_the_ceiling_of_left_over_rounds_left():
-    """7 unknown of 8: over 1 ... 8 rounds ceil(7 / r) = 7, 4, 3, 2, 2, 2, 1, 1; the most confident of the unknown."""
+    """7 unknown of 8: over 1 ... 8 rounds ceil(7 / r) = 7, 4, 3, 2, 2, 2, 1, 1; the most confident
+    of the unknown."""
     scores = torch.tensor([[0.3, 0.99, 0.5, 0.1, 0.9, 0.2, 0.8, 0.4]])
     unknown = torch.tensor([[True, False, True, True, True, True, True, True]])
     best = [4, 6, 2, 7, 0, 5, 3]
     for rounds, budget in zip(range(1, 9), (7, 4, 3, 2, 2, 2, 1, 1)):
-        chosen = most_confident(scores, unknown, rounds)
-        assert chosen.dtype == torch.bool and set(chosen[0].nonzero()[:, 0].tolist()) == set(best[:budget])
+        chosen = uniform_budget(scores, unknown, rounds)
+        assert chosen.dtype == torch.bool
+        assert set(chosen[0].nonzero()[:, 0].tolist()) == set(best[:budget])
 
 
 def test_each_sequence_has_its_own_budget_and_ties_do_not_change_it():
     unknown = torch.tensor([[True] * 6, [True] * 3 + [False] * 3, [False] * 6])
-    chosen = most_confident(torch.full((3, 6), 0.5), unknown, 2)
+    chosen = uniform_budget(torch.full((3, 6), 0.5), unknown, 2)
     assert chosen.sum(1).tolist() == [3, 2, 0] and not (chosen & ~unknown).any()
 
 
 def test_a_known_token_is_never_ranked_above_an_unknown_one():
     scores, unknown = torch.tensor([[1.0] * 40 + [0.0]]), torch.tensor([[False] * 40 + [True]])
-    assert most_confident(scores, unknown, 1).equal(unknown)
-    assert most_confident(torch.zeros(1, 41), unknown, 1).equal(unknown)
+    assert uniform_budget(scores, unknown, 1).equal(unknown)
+    assert uniform_budget(torch.zeros(1, 41), unknown, 1).equal(unknown)
 
 
 def test_drawn_tokens_have_the_law_of_the_draft():
     """20,000 draws of each of 5 tokens from FIXED; argmax draws the most likely always."""
     n = 20000
-    drawn = confidence(Scripted(), *nothing(n, 5), 1, draw="sample", generator=seeded())
+    drawn = mdm_confidence(Scripted(), *nothing(n, 5), 1, draw="sample", generator=seeded())
     for place, law in enumerate(FIXED):
         for token, probability in enumerate(law):
             assert close(float((drawn[:, place] == token).double().mean()), probability, n)
     together = ((drawn[:, 0] == 0) & (drawn[:, 2] == 1)).double().mean()
     assert close(float(together), 0.7 * 0.4, n), "tokens of one pass are independent"
-    again = confidence(Scripted(), *nothing(2, 5), 1, generator=seeded())
+    again = mdm_confidence(Scripted(), *nothing(2, 5), 1, generator=seeded())
     assert again.tolist() == [BEST, BEST]
 
 
 def test_certain_tokens_are_drawn_and_impossible_ones_are_not():
     table = [[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [0.5, 0, 0.5], [0, 0.5, 0.5]]
-    drawn = confidence(Scripted(table), *nothing(5000, 5), 1, draw="sample", generator=seeded())
+    drawn = mdm_confidence(Scripted(table), *nothing(5000, 5), 1, draw="sample", generator=seeded())
     assert drawn[:, :3].unique(dim=0).tolist() == [[0, 1, 2]]
     assert drawn[:, 3].unique().tolist() == [0, 2] and drawn[:, 4].unique().tolist() == [1, 2]
 
 
 def test_probabilities_that_sum_to_a_little_less_than_1_never_draw_outside_the_vocabulary():
-    drawn = confidence(Scripted([[0.3, 0.2, 0.1]] * 5), *nothing(500, 5), 1, draw="sample", generator=seeded())
+    drawn = mdm_confidence(Scripted([[0.3, 0.2, 0.1]] * 5), *nothing(500, 5), 1, draw="sample",
+                           generator=seeded())
     assert drawn.unique().tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("p, u, word", [
+    ([0.25, 0.5, 0.25], 0, 0), ([0.25, 0.5, 0.25], 0.2499, 0), ([0.25, 0.5, 0.25], 0.25, 1),
+    ([0.25, 0.5, 0.25], 0.7499, 1), ([0.25, 0.5, 0.25], 0.75, 2), ([0, 0.5, 0.5], 0, 1),
+    ([0.5, 0, 0.5], 0.5, 2), ([0.5, 0.25, 0, 0], 0.9, 1), ([0, 0.75, 0, 0], 0.99, 1),
+    ([0.5, 0.25, 0, 0], 0.75, 1), ([0.5, 0.25, 0.125], 0.99, 2)])
+def test_a_word_is_where_its_uniform_falls_and_never_one_of_probability_0(p, u, word):
+    """The inverse of the cumulative sum; a u above all of it takes the last word that can be."""
+    assert sample_words(torch.tensor([[p, p[::-1]]]), torch.tensor([[u, 0]])).tolist() == [
+        [word, next(i for i, share in enumerate(p[::-1]) if share)]]
+
+
+def test_a_draft_that_sums_to_less_than_1_never_draws_a_word_of_probability_0():
+    drawn = mdm_confidence(Scripted([[0.0, 0.4, 0.1, 0]] * 5), *nothing(500, 5), 1, draw="sample",
+                           generator=seeded())
+    assert drawn.unique().tolist() == [1, 2]
+
+
+def test_the_surest_are_the_given_number_of_each_row_among_those_that_may_be():
+    scores = torch.tensor([[0.3, 0.9, 0.5, 0.1], [0.3, 0.9, 0.5, 0.1]])
+    among = torch.tensor([[True, False, True, True], [True, True, True, True]])
+    picked = lambda count: [row.nonzero()[:, 0].tolist() for row in surest(scores, among, count)]
+    assert picked(1) == [[2], [1]] and picked(torch.tensor([[2], [0]])) == [[0, 2], []]
 
 
 # ---- flow map
@@ -345,13 +402,16 @@ def test_one_step_of_the_exact_flow_map_draws_whole_sequences_each_as_often_as_t
 
 
 def test_more_steps_of_the_exact_flow_map_end_at_the_same_sequence():
-    """The semigroup: X_{u,1}(X_{0,u}(x)) = X_{0,1}(x), whatever the stops on the way; the same seed is the same noise."""
-    one, three = (flow_map_sampler(THREE, *nothing(300, 3), steps, generator=seeded()) for steps in (1, 3))
+    """The semigroup: X_{u,1}(X_{0,u}(x)) = X_{0,1}(x), whatever the stops on the way; the same seed
+    is the same noise."""
+    one, three = (flow_map_sampler(THREE, *nothing(300, 3), steps, generator=seeded())
+                  for steps in (1, 3))
     assert one.equal(three) and len(one.unique(dim=0)) == 3
 
 
 def test_the_jumps_are_those_of_the_definition():
-    """steps = 4: the second jump, 1/4 -> 1/2, keeps (1 - 1/2) / (1 - 1/4) = 2/3 of x; the third keeps 1/2, the first 3/4."""
+    """steps = 4: the second jump, 1/4 -> 1/2, keeps (1 - 1/2) / (1 - 1/4) = 2/3 of x; the third
+    keeps 1/2, the first 3/4."""
     model = Scripted()
     flow_map_sampler(model, *puzzle([None, None, None, 0, None]), 4, generator=seeded())
     delta = torch.tensor(FIXED)
@@ -362,30 +422,36 @@ def test_the_jumps_are_those_of_the_definition():
 
 def test_the_flow_map_decodes_the_argmax_of_its_last_pass():
     first = [[0.9, 0.1], [0.9, 0.1]]
-    model = Scripted(lambda number, x: torch.tensor([first, [[0.2, 0.8], [0.6, 0.4]]][number]), vocab_size=2)
+    model = Scripted(lambda number, x: torch.tensor([first, [[0.2, 0.8], [0.6, 0.4]]][number]),
+                     vocab_size=2)
     assert flow_map_sampler(model, *nothing(1, 2), 2, generator=seeded()).tolist() == [[1, 0]]
 
 
 def test_decoding_times_are_uniform_in_tau():
-    """tau(t_i) = i/N at every stop, 0 first and 1 last: the table is close to tau's inverse to 1e-6."""
+    """tau(t_i) = i/N at every stop, 0 first and 1 last: the table is close to tau's inverse to
+    1e-6."""
     for steps in 1, 2, 5:
         model = Scripted()
-        flow_map_sampler(model, *puzzle([None, 1, None, None, None]), steps, tau=True, generator=seeded())
+        flow_map_sampler(model, *puzzle([None, 1, None, None, None]), steps, tau=True,
+                         generator=seeded())
         stops = [float(s[0, 0]) for _, s, _ in model.calls] + [float(model.calls[-1][2][0, 0])]
         assert decoding_time(torch.tensor(stops, dtype=torch.float64), 3).tolist() == pytest.approx(
             [i / steps for i in range(steps + 1)], abs=1e-6)
         assert stops[0] == 0 and stops[-1] == 1
-        assert all(s[0, [0, 2, 3, 4]].unique().numel() == 1 and s[0, 1] == t[0, 1] == 1 for _, s, t in model.calls)
+        assert all(s[0, [0, 2, 3, 4]].unique().numel() == 1 and s[0, 1] == t[0, 1] == 1
+                   for _, s, t in model.calls)
         for (_, _, t), (_, s, _) in zip(model.calls, model.calls[1:]):
             assert s.equal(t)
 
 
 # ---- block diffusion
 
-@pytest.mark.parametrize("block_length, blocks", [(1, [[0], [1], [2], [3], [4]]), (2, [[0, 1], [2, 3], [4]]),
+@pytest.mark.parametrize("block_length, blocks", [(1, [[0], [1], [2], [3], [4]]),
+                                                  (2, [[0, 1], [2, 3], [4]]),
                                                   (3, [[0, 1, 2], [3, 4]]), (5, [[0, 1, 2, 3, 4]])])
 @pytest.mark.parametrize("steps", [1, 3])
-def test_blocks_are_kept_from_left_to_right_also_where_the_last_one_is_shorter(block_length, blocks, steps):
+def test_blocks_are_kept_from_left_to_right_also_where_the_last_one_is_shorter(block_length, blocks,
+                                                                               steps):
     model, trace = Scripted(), []
     block_diffusion(model, *nothing(2, 5), block_length, steps, generator=seeded(), trace=trace)
     assert len(model.calls) == len(blocks) * steps
@@ -395,7 +461,8 @@ def test_blocks_are_kept_from_left_to_right_also_where_the_last_one_is_shorter(b
 
 
 def test_a_block_is_drafted_given_the_blocks_before_it():
-    """The exact model then draws whole sequences; block 1 alone decides which, and its token has the exact marginal."""
+    """The exact model then draws whole sequences; block 1 alone decides which, and its token has
+    the exact marginal."""
     assert follows(block_diffusion(CROSS, *nothing(2000, 2), 1, 1, generator=seeded()), CROSS)
 
 
@@ -403,6 +470,16 @@ def test_block_diffusion_stops_once_nothing_is_unknown():
     model = Scripted()
     block_diffusion(model, *puzzle([None, None, None, 1, 1]), 2, 2, generator=seeded())
     assert len(model.calls) == 4  # blocks {0, 1} and {2, 3}; in the third nothing is left
+
+
+def test_after_every_block_the_rest_begins_with_fresh_noise():
+    """Two passes a block; the first pass of each sees noise that no earlier one has seen."""
+    model = Scripted()
+    block_diffusion(model, *nothing(20, 5), 1, 2, generator=seeded())
+    starts = [(x, s) for x, s, _ in model.calls[::2]]
+    assert len(starts) == 5 and all((s == 1).sum(1).eq(i).all() for i, (_, s) in enumerate(starts))
+    for i, (x, s) in enumerate(starts):
+        assert all(not (x == before)[s == 0].any() for before, _ in starts[:i])
 
 
 # ---- Posterior Refinement
@@ -414,27 +491,55 @@ def committed_by(run, table, tokens, known, **settings):
 
 
 def test_the_budget_commits_the_most_confident_where_none_is_sure():
-    """5 unknown in 3 rounds: ceil(5/3) = 2, ceil(3/2) = 2, then the last one; in the order 1, 3 | 0, 4 | 2."""
+    """5 unknown in 3 rounds: ceil(5/3) = 2, ceil(3/2) = 2, then the last one; in the order 1, 3 |
+    0, 4 | 2."""
     rounds, result = committed_by(posterior_refinement, FIXED, *nothing(1, 5), rounds=3)
     assert rounds == [[[1, 3]], [[0, 4]], [[2]]] and result.tolist() == [BEST]
 
 
 def test_what_is_sure_is_committed_beyond_the_budget():
-    """Threshold 0.65 of p_max 0.7 0.9 0.4 0.8 0.6: tokens 0, 1, 3; then ceil(2/2) = 1 of the two left; then the last."""
+    """Threshold 0.65 of p_max 0.7 0.9 0.4 0.8 0.6: tokens 0, 1, 3; then ceil(2/2) = 1 of the two
+    left; then the last."""
     rounds, _ = committed_by(posterior_refinement, FIXED, *nothing(1, 5), rounds=3, threshold=0.65)
     assert rounds == [[[0, 1, 3]], [[4]], [[2]]]
 
 
-@pytest.mark.parametrize("rounds, flow_steps, sure, unsure", [(4, 1, 0.9877, 0.9873), (2, 1, 0.9752, 0.9748), (2, 2, 0.9752, 0.9748)])
-def test_where_no_threshold_is_given_the_rounds_share_a_doubt_of_0_05(rounds, flow_steps, sure, unsure):
-    """1 - 0.05/4 = 0.9875, 1 - 0.05/2 = 0.975, whatever the flow steps of a round. Of 4 tokens the budget is 1 and 2, so
-    the last sure one of 3 shows the rule."""
-    table = [[sure, 1 - sure], [sure + 1e-4, 1 - sure - 1e-4], [unsure, 1 - unsure], [sure, 1 - sure]]
-    committed, _ = committed_by(posterior_refinement, table, *nothing(1, 4), rounds=rounds, flow_steps=flow_steps)
+@pytest.mark.parametrize("reopen", [False, True])
+@pytest.mark.parametrize("rounds, committed", [
+    (1, [5]), (2, [3, 2]), (3, [2, 2, 1]), (4, [2, 1, 1, 1]), (5, [1] * 5)])
+def test_an_infinite_threshold_commits_the_uniform_budget_alone_however_sure_the_draft(
+        rounds, committed, reopen):
+    """p_max is 1 exactly, so a threshold of 1 would take all in one pass; NFE is the rounds."""
+    model, trace = Scripted([[1.0, 0.0]] * 5), []
+    posterior_refinement(model, *nothing(3, 5), rounds, threshold=math.inf, reopen=reopen,
+                         generator=seeded(), trace=trace)
+    assert len(model.calls) == rounds and len(set(map(len, (x for x, *_ in model.calls)))) == 1
+    if reopen:  # ceil(5 r / rounds) are kept after round r
+        kept = [math.ceil(5 * r / rounds) for r in range(rounds + 1)]
+        committed = [after - before for before, after in zip(kept, kept[1:])]
+    assert [record.committed.sum(1).tolist() for record in trace] == [[n] * 3 for n in committed]
+    _, uniform = choose_sampler("fmlm+", "posterior-reopened" if reopen else None, math.inf)
+    given = torch.full((3, 5), -1)
+    assert uniform.measured(Scripted([[1.0, 0.0]] * 5), given, rounds, seeded())[1] == rounds
+    _, sure = choose_sampler("fmlm+", "posterior-reopened" if reopen else None, 1)
+    assert sure.measured(Scripted([[1.0, 0.0]] * 5), given, rounds, seeded())[1] == 1
+
+
+@pytest.mark.parametrize("rounds, flow_steps, sure, unsure",
+                         [(4, 1, 0.9877, 0.9873), (2, 1, 0.9752, 0.9748), (2, 2, 0.9752, 0.9748)])
+def test_where_no_threshold_is_given_the_rounds_share_a_doubt_of_0_05(rounds, flow_steps, sure,
+                                                                      unsure):
+    """1 - 0.05/4 = 0.9875, 1 - 0.05/2 = 0.975, whatever the flow steps of a round. Of 4 tokens the
+    budget is 1 and 2, so the last sure one of 3 shows the rule."""
+    table = [[sure, 1 - sure], [sure + 1e-4, 1 - sure - 1e-4], [unsure, 1 - unsure],
+             [sure, 1 - sure]]
+    committed, _ = committed_by(posterior_refinement, table, *nothing(1, 4), rounds=rounds,
+                                flow_steps=flow_steps)
     assert [these for these in committed if these[0]][0] == [[0, 1, 3]]
 
 
-LATER_SURER = [[0.9, 0.8, 0.7, 0.5], [0.5, 0.95, 0.97, 0.5], [0.6, 0.6, 0.5, 0.5]]  # p_max pass by pass; the draft: below
+# p_max pass by pass; the draft: below
+LATER_SURER = [[0.9, 0.8, 0.7, 0.5], [0.5, 0.95, 0.97, 0.5], [0.6, 0.6, 0.5, 0.5]]
 
 
 def later_surer(number, x):
@@ -444,30 +549,39 @@ def later_surer(number, x):
 
 
 def test_a_reopened_token_makes_room_for_surer_ones_of_a_later_draft():
-    """3 unknown, 3 rounds: 1, 2 and 3 are kept. Round 2: 0.97 and 0.95 are surer than the 0.9 of round 1, which goes back."""
+    """3 unknown, 3 rounds: 1, 2 and 3 are kept. Round 2: 0.97 and 0.95 are surer than the 0.9 of
+    round 1, which goes back."""
     tokens, known = puzzle([None, None, None, 0])
-    for reopen, committed, reopened, expected in ((True, [[0], [1, 2], [0]], [[], [0], []], [1, 1, 1, 0]),
-                                                  (False, [[0], [2], [1]], [[], [], []], [0, 1, 1, 0])):
+    for reopen, committed, reopened, expected in ((True, [[0], [1, 2], [0]], [[], [0], []],
+                                                   [1, 1, 1, 0]),
+                                                  (False, [[0], [2], [1]], [[], [], []],
+                                                   [0, 1, 1, 0])):
         model, trace = Scripted(later_surer, vocab_size=2), []
-        result = posterior_refinement(model, tokens, known, 3, reopen=reopen, generator=seeded(), trace=trace)
+        result = posterior_refinement(model, tokens, known, 3, reopen=reopen, generator=seeded(),
+                                      trace=trace)
         assert result.tolist() == [expected]
         assert [record.committed[0].nonzero()[:, 0].tolist() for record in trace] == committed
         assert [record.reopened[0].nonzero()[:, 0].tolist() for record in trace] == reopened
-        assert model.calls[2][1].tolist() == [[0, 1, 1, 1] if reopen else [1, 0, 1, 1]], "what was reopened is noise again"
+        assert model.calls[2][1].tolist() == [[0, 1, 1, 1] if reopen
+                                              else [1, 0, 1, 1]], "what was reopened is noise again"
         assert bool(model.calls[2][0][0, 0].equal(torch.tensor([1.0, 0]))) is not reopen
 
 
 def test_a_committed_token_is_as_sure_as_its_draft_was_and_a_given_one_certain():
     trace = []
-    posterior_refinement(Scripted(later_surer, vocab_size=2), *puzzle([None, None, None, 0]), 3, generator=seeded(), trace=trace)
+    posterior_refinement(Scripted(later_surer, vocab_size=2), *puzzle([None, None, None, 0]), 3,
+                         generator=seeded(), trace=trace)
     assert [record.confidence[0].tolist() for record in trace] == [
-        pytest.approx([0.9, 0.8, 0.7, 1]), pytest.approx([0.9, 0.95, 0.97, 1]), pytest.approx([0.9, 0.6, 0.97, 1])]
+        pytest.approx([0.9, 0.8, 0.7, 1]), pytest.approx([0.9, 0.95, 0.97, 1]),
+        pytest.approx([0.9, 0.6, 0.97, 1])]
 
 
 def test_what_is_sure_is_not_reopened():
-    """Threshold 0.8: 0.9 and 0.8 are kept in round 1, and the third, 0.97, in round 2 beside them: more than its budget of 2."""
+    """Threshold 0.8: 0.9 and 0.8 are kept in round 1, and the third, 0.97, in round 2 beside them:
+    more than its budget of 2."""
     trace = []
-    posterior_refinement(Scripted(later_surer, vocab_size=2), *puzzle([None, None, None, 0]), 3, threshold=0.8, reopen=True,
+    posterior_refinement(Scripted(later_surer, vocab_size=2), *puzzle([None, None, None, 0]), 3,
+                         threshold=0.8, reopen=True,
                          generator=seeded(), trace=trace)
     assert [record.committed[0].nonzero()[:, 0].tolist() for record in trace] == [[0, 1], [2]]
     assert not any(record.reopened.any() for record in trace)
@@ -475,19 +589,24 @@ def test_what_is_sure_is_not_reopened():
 
 @pytest.mark.parametrize("rounds", [1, 2, 3, 4])
 def test_reopening_keeps_as_many_tokens_as_the_uniform_budget_would(rounds):
-    """ceil(n r / R) after round r of R, each sequence by its own n; where confidence does not change, nothing is reopened."""
+    """ceil(n r / R) after round r of R, each sequence by its own n; where confidence does not
+    change, nothing is reopened."""
     tokens, known = puzzle([None] * 5, [None, 0, None, None, 0])
     trace = []
-    posterior_refinement(Scripted(), tokens, known, rounds, reopen=True, generator=seeded(), trace=trace)
+    posterior_refinement(Scripted(), tokens, known, rounds, reopen=True, generator=seeded(),
+                         trace=trace)
     kept = torch.stack([record.committed.sum(1) for record in trace]).cumsum(0)
-    assert kept.tolist() == [[math.ceil(n * r / rounds) for n in (5, 3)] for r in range(1, rounds + 1)]
+    assert kept.tolist() == [[math.ceil(n * r / rounds) for n in (5, 3)]
+                             for r in range(1, rounds + 1)]
     assert not any(record.reopened.any() for record in trace)
 
 
 def test_a_token_exactly_at_the_threshold_is_sure():
     table = [[1.0, 0.0], [0.0, 1.0], [0.6, 0.4], [0.3, 0.7]]
-    assert committed_by(posterior_refinement, table, *nothing(1, 4), rounds=4, threshold=1)[0][:2] == [[[0, 1]], [[3]]]
-    assert committed_by(posterior_refinement, FIXED, *nothing(1, 5), rounds=4, threshold=0)[0] == [[[0, 1, 2, 3, 4]]]
+    assert committed_by(posterior_refinement, table, *nothing(1, 4), rounds=4,
+                        threshold=1)[0][:2] == [[[0, 1]], [[3]]]
+    assert committed_by(posterior_refinement, FIXED, *nothing(1, 5), rounds=4,
+                        threshold=0)[0] == [[[0, 1, 2, 3, 4]]]
 
 
 def test_sequences_of_a_batch_commit_each_for_itself():
@@ -507,7 +626,8 @@ def test_the_exact_draft_is_always_sure_so_one_pass_of_many_rounds_is_enough():
 
 
 def test_refinement_repairs_what_the_draft_got_wrong():
-    """The first draft is 0 1 with p 0.9 and 0.6; given the committed 0 the second draft says 0 0, and the 1 is forgotten."""
+    """The first draft is 0 1 with p 0.9 and 0.6; given the committed 0 the second draft says 0 0,
+    and the 1 is forgotten."""
     answers = [[[0.9, 0.1], [0.4, 0.6]], [[0.1, 0.9], [0.8, 0.2]]]
     model = Scripted(lambda number, x: torch.tensor(answers[number]), vocab_size=2)
     assert posterior_refinement(model, *nothing(1, 2), 2, generator=seeded()).tolist() == [[0, 0]]
@@ -522,10 +642,12 @@ def test_flow_steps_are_passes_of_one_draft_from_one_noise():
 
 
 def test_noise_that_is_kept_is_the_same_in_every_round_and_fresh_noise_is_not():
-    """Two passes a draft: it is the beginning of each that holds the noise, and only where the token is still unknown."""
+    """Two passes a draft: it is the beginning of each that holds the noise, and only where the
+    token is still unknown."""
     for fresh in False, True:
         model = Scripted()
-        posterior_refinement(model, *nothing(20, 5), 3, flow_steps=2, fresh=fresh, generator=seeded())
+        posterior_refinement(model, *nothing(20, 5), 3, flow_steps=2, fresh=fresh,
+                             generator=seeded())
         first, *rest = model.calls[::2]
         for x, s, _ in rest:
             assert (x == first[0])[s == 0].all() if not fresh else not (x == first[0])[s == 0].any()
@@ -535,9 +657,11 @@ def test_noise_that_is_kept_is_the_same_in_every_round_and_fresh_noise_is_not():
 # ---- token promotion
 
 def test_what_is_kept_is_the_sure_and_at_least_the_surest_by_the_probability_of_the_drawn_token():
-    """Every row judged by hand from its own draft: FIXED at the token drawn, not p_max, which would keep 0 and 1 always."""
+    """Every row judged by hand from its own draft: FIXED at the token drawn, not p_max, which would
+    keep 0 and 1 always."""
     trace = []
-    token_promotion(Scripted(), *nothing(500, 5), 2, threshold=0.65, steps=1, generator=seeded(), trace=trace)
+    token_promotion(Scripted(), *nothing(500, 5), 2, threshold=0.65, steps=1, generator=seeded(),
+                    trace=trace)
     sizes = []
     for draft, committed in zip(trace[0].draft.tolist(), trace[0].committed.tolist()):
         drawn = [law[token] for law, token in zip(FIXED, draft)]
@@ -547,161 +671,198 @@ def test_what_is_kept_is_the_sure_and_at_least_the_surest_by_the_probability_of_
         else:
             assert len(kept) == 1 and drawn[kept[0]] == max(drawn)
         sizes.append((len(kept), max(drawn) >= 0.65))
-    assert set(sizes) == {(1, False), (1, True), (2, True), (3, True)}  # none is sure: 0.3 * 0.1 * 0.2 = 0.6% of 500 rows
+    # none is sure: 0.3 * 0.1 * 0.2 = 0.6% of 500 rows
+    assert set(sizes) == {(1, False), (1, True), (2, True), (3, True)}
 
 
 def test_a_likely_token_that_was_not_drawn_does_not_count():
-    """p_max 0.9 and 0.6. Drawn is 0 at the first place: it is kept. Drawn is 1, of 0.1: the second place is surer."""
+    """p_max 0.9 and 0.6. Drawn is 0 at the first place: it is kept. Drawn is 1, of 0.1: the second
+    place is surer."""
     trace = []
-    token_promotion(Scripted([[0.9, 0.1], [0.6, 0.4]]), *nothing(4000, 2), 2, steps=1, generator=seeded(), trace=trace)
+    token_promotion(Scripted([[0.9, 0.1], [0.6, 0.4]]), *nothing(4000, 2), 2, steps=1,
+                    generator=seeded(), trace=trace)
     kept, likely = trace[0].committed, trace[0].draft[:, 0] == 0
-    assert kept[:, 0].equal(likely) and kept[:, 1].equal(~likely) and close(float(likely.double().mean()), 0.9, 4000)
+    assert kept[:, 0].equal(likely) and kept[:, 1].equal(~likely)
+    assert close(float(likely.double().mean()), 0.9, 4000)
 
 
 def test_threshold_0_keeps_all_in_one_loop_and_threshold_1_the_surest_one_a_loop():
     model, trace = Scripted(), []
-    token_promotion(model, *nothing(50, 5), 5, threshold=0, steps=2, generator=seeded(), trace=trace)
+    token_promotion(model, *nothing(50, 5), 5, threshold=0, steps=2, generator=seeded(),
+                    trace=trace)
     assert len(model.calls) == len(trace) == 2 and trace[-1].committed.all()
     model, trace = Scripted(), []
-    token_promotion(model, *nothing(50, 5), 5, threshold=1, steps=2, generator=seeded(), trace=trace)
+    token_promotion(model, *nothing(50, 5), 5, threshold=1, steps=2, generator=seeded(),
+                    trace=trace)
     assert len(model.calls) == len(trace) == 10
     assert [record.committed.sum(1).unique().tolist() for record in trace] == [[0], [1]] * 5
     for record, (_, s, _) in zip(trace[1::2], model.calls[1::2]):
         surest = torch.where(s < 1, record.confidence, -1.0).amax(1)
         assert record.confidence[record.committed].equal(surest)
     certain = [[1.0, 0], [0, 1.0], [0.5, 0.5], [0.5, 0.5]]  # p = 1 is at the threshold 1
-    assert committed_by(token_promotion, certain, *nothing(1, 4), rounds=4, threshold=1)[0][3] == [[0, 1]]
+    assert committed_by(token_promotion, certain, *nothing(1, 4), rounds=4,
+                        threshold=1)[0][3] == [[0, 1]]
 
 
 def test_where_none_is_given_the_threshold_is_0_8_and_the_draft_takes_four_steps():
     """Certain, 0.81 and 0.79: kept are the first, and the second where it drew the 0.81."""
     trace, sure = [], torch.zeros(300, 3, dtype=torch.bool)
-    token_promotion(Scripted([[0.0, 1.0], [0.19, 0.81], [0.21, 0.79]]), *nothing(300, 3), 2, generator=seeded(), trace=trace)
+    token_promotion(Scripted([[0.0, 1.0], [0.19, 0.81], [0.21, 0.79]]), *nothing(300, 3), 2,
+                    generator=seeded(), trace=trace)
     assert len(trace) == 8 and not any(record.committed.any() for record in trace[:3])
     sure[:, :2] = trace[3].draft[:, :2] == 1
     assert trace[3].committed.equal(sure) and 0 < sure[:, 1].sum() < 300
 
 
 def test_the_last_loop_keeps_all_and_a_finished_batch_asks_no_more():
-    """Threshold 1, three loops: 1 + 1 + 3 tokens. Two tokens unknown: two loops of three. Nothing is asked after that."""
+    """Threshold 1, three loops: 1 + 1 + 3 tokens. Two tokens unknown: two loops of three. Nothing
+    is asked after that."""
     trace = []
-    token_promotion(Scripted(), *nothing(1, 5), 3, threshold=1, steps=2, generator=seeded(), trace=trace)
+    token_promotion(Scripted(), *nothing(1, 5), 3, threshold=1, steps=2, generator=seeded(),
+                    trace=trace)
     assert [int(record.committed.sum()) for record in trace] == [0, 1, 0, 1, 0, 3]
     trace = []
-    token_promotion(Scripted(), *puzzle([1, None, 2, None, 0]), 3, threshold=1, steps=2, generator=seeded(), trace=trace)
+    token_promotion(Scripted(), *puzzle([1, None, 2, None, 0]), 3, threshold=1, steps=2,
+                    generator=seeded(), trace=trace)
     assert [int(record.committed.sum()) for record in trace] == [0, 1, 0, 1]
     model = Scripted([[1.0, 0]] * 5)
-    assert token_promotion(model, *nothing(3, 5), 5, generator=seeded()).tolist() == [[0] * 5] * 3 and len(model.calls) == 4
+    assert token_promotion(model, *nothing(3, 5), 5, generator=seeded()).tolist() == [[0] * 5] * 3
+    assert len(model.calls) == 4
 
 
 @pytest.mark.parametrize("settings, sigma", [({}, 1), ({"sigma": 2}, 2)])
 def test_what_is_not_kept_is_a_mask_again_and_between_it_walks_the_bridge(settings, sigma):
-    """From 1/4 to 1/2 x keeps 2/3 and gains sigma^2 (1/4)(1/2)/(3/4) = sigma^2/6 of variance; n standard normals have
-    mean 0 +- 5/sqrt(n) and variance 1 +- 5 sqrt(2/n)."""
+    """From 1/4 to 1/2 x keeps 2/3 and gains sigma^2 (1/4)(1/2)/(3/4) = sigma^2/6 of variance; n
+    standard normals have mean 0 +- 5/sqrt(n) and variance 1 +- 5 sqrt(2/n)."""
     model = Scripted()
     tokens, known = puzzle(*[[None, 1, None, None, None]] * 2000)
     token_promotion(model, tokens, known, 2, threshold=1, **settings, generator=seeded())
     assert len(model.calls) == 8
     for (x, s, t), unknown in zip(model.calls[::4], (4, 3)):
-        assert not x[s == 0].any() and (t[s == 0] == 0.25).all() and ((s == 0).sum(1) == unknown).all()
+        assert not x[s == 0].any() and (t[s == 0] == 0.25).all()
+        assert ((s == 0).sum(1) == unknown).all()
     (x, _, _), (after, _, _) = model.calls[1:3]
     noise = (after - 2 / 3 * x - 1 / 3 * torch.tensor(FIXED))[~known] / (sigma / math.sqrt(6))
     n = noise.numel()
     assert abs(noise.mean()) < 5 / math.sqrt(n) and abs(noise.var() - 1) < 5 * math.sqrt(2 / n)
-    spread = (x - torch.tensor(FIXED) / 4)[~known].var() / (sigma**2 * 3 / 16)  # sigma^2 t (1-t) at 1/4
+    # sigma^2 t (1-t) at 1/4
+    spread = (x - torch.tensor(FIXED) / 4)[~known].var() / (sigma**2 * 3 / 16)
     assert abs(spread - 1) < 5 * math.sqrt(2 / n)
 
 
 def test_to_keep_the_surest_drawn_token_prefers_likely_sequences():
-    """One step a loop, so all passes are at t = 0, where the posterior is an MDM's; one token a loop. Unlike p_max, the
-    probability of what was drawn depends on the draw, so this is no chain rule. THREE has 001, 121, 220 at 0.2, 0.5, 0.3:
-    0.8          the 2 of place 2 is drawn, and surest. 121 : 220 = 5 : 3, and 121 wins unless both places draw the 3/8
+    """One step a loop, so all passes are at t = 0, where the posterior is an MDM's; one token a
+    loop. Unlike p_max, the probability of what was drawn depends on the draw, so this is no chain
+    rule. THREE has 001, 121, 220 at 0.2, 0.5, 0.3:
+    0.8          the 2 of place 2 is drawn, and surest. 121 : 220 = 5 : 3, and 121 wins unless both
+                 places draw the 3/8
     0.2 * 0.7    else the 1 of place 3. 001 : 121 = 2 : 5, and 121 wins unless both draw the 2/7
-    0.2 * 0.3    else place 1 if it drew 1, of 0.5, which is 121; else 220, by place 3, or place 1 in a tie.
+    0.2 * 0.3    else place 1 if it drew 1, of 0.5, which is 121; else 220, by place 3, or place 1
+                 in a tie.
     """
-    law = [0.14 * (2 / 7) ** 2, 0.8 * (1 - (3 / 8) ** 2) + 0.14 * (1 - (2 / 7) ** 2) + 0.03, 0.8 * (3 / 8) ** 2 + 0.03]
+    law = [0.14 * (2 / 7) ** 2, 0.8 * (1 - (3 / 8) ** 2) + 0.14 * (1 - (2 / 7) ** 2) + 0.03,
+           0.8 * (3 / 8) ** 2 + 0.03]
     bridge = ExactBridge(THREE.sequences, THREE.weights)
     drawn = token_promotion(bridge, *nothing(4000, 3), 3, threshold=1, steps=1, generator=seeded())
-    assert sum(law) == pytest.approx(1) and law[1] > 0.84 and follows(drawn, Exact(THREE.sequences, law))
+    assert sum(law) == pytest.approx(1) and law[1] > 0.84
+    assert follows(drawn, Exact(THREE.sequences, law))
 
 
 # ---- a-priori confidence, and masked diffusion
 
-@pytest.mark.parametrize("run", [a_priori_confidence, confidence])
+@pytest.mark.parametrize("run", [a_priori_confidence, mdm_confidence])
 def test_exactly_the_uniform_budget_is_committed_however_sure_the_rest_is(run):
     table = [[1.0, 0.0]] * 5
-    rounds, _ = committed_by(run, table, *nothing(1, 5), **{"rounds" if run is a_priori_confidence else "steps": 3})
+    rounds, _ = committed_by(run, table, *nothing(1, 5),
+                             **{"rounds" if run is a_priori_confidence else "steps": 3})
     assert [len(places) for (places,) in rounds] == [2, 2, 1]
-    rounds, _ = committed_by(run, FIXED, *nothing(1, 5), **{"rounds" if run is a_priori_confidence else "steps": 4})
+    rounds, _ = committed_by(run, FIXED, *nothing(1, 5),
+                             **{"rounds" if run is a_priori_confidence else "steps": 4})
     assert rounds == [[[1, 3]], [[0]], [[4]], [[2]]]  # ceil(5/4) = 2, ceil(3/3), ceil(2/2), 1
 
 
-@pytest.mark.parametrize("run", [a_priori_confidence, confidence])
+@pytest.mark.parametrize("run", [a_priori_confidence, mdm_confidence])
 @pytest.mark.parametrize("exact", [TWO, CROSS], ids=["00 11", "01 10"])
-def test_independent_tokens_of_two_equal_modes_disagree_half_of_the_time_and_never_one_by_one(run, exact):
-    """delta_{0,0} = 1/2 each: two independent coins make one of 4 pairs, 2 of which are modes. The second of two rounds
-    knows the first token, so its marginal is one-hot; and the first was fair, so both modes come equally often."""
+def test_independent_tokens_of_two_equal_modes_disagree_half_of_the_time_and_never_one_by_one(
+        run, exact):
+    """delta_{0,0} = 1/2 each: two independent coins make one of 4 pairs, 2 of which are modes. The
+    second of two rounds knows the first token, so its marginal is one-hot; and the first was fair,
+    so both modes come equally often."""
     samples = run(exact, *nothing(4000, 2), 1, draw="sample", generator=seeded())
     right = (samples[:, None] == exact.sequences).all(-1).any(-1)
     assert close(float(right.double().mean()), 0.5, 4000)
     assert follows(run(exact, *nothing(4000, 2), 2, draw="sample", generator=seeded()), exact)
 
 
-@pytest.mark.parametrize("run", [a_priori_confidence, confidence])
+@pytest.mark.parametrize("run", [a_priori_confidence, mdm_confidence])
 def test_the_argmax_of_equal_marginals_fails_always_in_one_round_and_never_in_two(run):
-    """Modes 01 and 10: both tokens see (1/2, 1/2) and resolve the tie alike, so all drafts are 00 (or 11)."""
+    """Modes 01 and 10: both tokens see (1/2, 1/2) and resolve the tie alike, so all drafts are 00
+    (or 11)."""
     once, twice = (run(CROSS, *nothing(100, 2), rounds, generator=seeded()) for rounds in (1, 2))
     assert (once[:, 0] == once[:, 1]).all() and (twice[:, 0] != twice[:, 1]).all()
 
 
-@pytest.mark.parametrize("run", [a_priori_confidence, confidence])
+@pytest.mark.parametrize("run", [a_priori_confidence, mdm_confidence])
 def test_sampling_one_token_a_round_draws_from_the_exact_law(run):
-    """The chain rule: p(first) p(second given first) ..., in whatever order the confidence chooses."""
+    """The chain rule: p(first) p(second given first) ..., in whatever order the confidence
+    chooses."""
     assert follows(run(THREE, *nothing(4000, 3), 3, draw="sample", generator=seeded()), THREE)
 
 
 def test_ancestral_reveals_a_mask_with_probability_1_over_steps_left_whatever_its_confidence():
     """Linear schedule, t_i = i/N: (a_s - a_t) / (1 - a_t) = (1/N) / (1 - i/N) = 1 / (N - i)."""
     trace = []
-    ancestral(Scripted(), *nothing(4000, 5), 4, generator=seeded(), trace=trace)
+    mdm_ancestral(Scripted(), *nothing(4000, 5), 4, generator=seeded(), trace=trace)
     unknown = torch.ones(4000, 5, dtype=torch.bool)
     for left, record in zip((4, 3, 2), trace):
         for place in range(5):
             masked = unknown[:, place]
-            assert close(float(record.committed[masked, place].double().mean()), 1 / left, int(masked.sum()))
+            assert close(float(record.committed[masked, place].double().mean()), 1 / left,
+                         int(masked.sum()))
         unknown &= ~record.committed
     assert len(trace) == 4 and trace[3].committed.equal(unknown)
 
 
 def test_ancestral_draws_every_token_from_its_marginal_and_reveals_it_whatever_was_drawn():
     n, trace = 20000, []
-    drawn = ancestral(Scripted(), *nothing(n, 5), 3, generator=seeded(), trace=trace)
+    drawn = mdm_ancestral(Scripted(), *nothing(n, 5), 3, generator=seeded(), trace=trace)
     for place, law in enumerate(FIXED):
         first = trace[0].committed[:, place]
         for token, probability in enumerate(law):
             assert close(float((drawn[:, place] == token).double().mean()), probability, n)
-            assert close(float((drawn[first, place] == token).double().mean()), probability, int(first.sum()))
+            assert close(float((drawn[first, place] == token).double().mean()), probability,
+                         int(first.sum()))
 
 
 def test_two_ancestral_steps_fail_a_quarter_of_the_time_on_two_modes():
-    """Both tokens are revealed in the same step with probability 1/2 (both in the first 1/4, both in the last 1/4), and
-    then disagree with probability 1/2; revealed one after the other they never do. (The pairs 01 and 10 have a weight of
-    1e-9, as a context for the steps after the mistake.)"""
+    """Both tokens are revealed in the same step with probability 1/2 (both in the first 1/4, both
+    in the last 1/4), and then disagree with probability 1/2; revealed one after the other they
+    never do. (The pairs 01 and 10 have a weight of 1e-9, as a context for the steps after the
+    mistake.)"""
     nearly_two = Exact([[0, 0], [1, 1], [0, 1], [1, 0]], [1, 1, 1e-9, 1e-9])
-    samples = ancestral(nearly_two, *nothing(8000, 2), 2, generator=seeded())
+    samples = mdm_ancestral(nearly_two, *nothing(8000, 2), 2, generator=seeded())
     assert close(float((samples[:, 0] != samples[:, 1]).double().mean()), 1 / 4, 8000)
 
 
 # ---- the table of samplers
 
-# 9 passes for 16 tokens: blocks of ceil(16/9) = 2, so 8 of them; 5 passes: blocks of 4, so 4 of them. Promotion takes
-# four passes a loop, so 9 are two loops, 5 are one, and fewer than 4 are one loop of so many.
+# 9 passes for 16 tokens: blocks of ceil(16/9) = 2, so 8 of them; 5 passes: blocks of 4, so 4 of
+# them. Promotion takes four passes a loop, so 9 are two loops, 5 are one, and fewer than 4 are one
+# loop of so many.
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("nfe, whole", [(1, 1), (2, 2), (3, 3), (4, 4), (5, 4), (9, 8), (16, 16)])
 def test_a_sampler_of_the_table_makes_the_passes_it_is_allowed(name, nfe, whole):
     model = Scripted([[0.6, 0.4]] * 16)
     SAMPLERS[name].run(model, *nothing(20, 16), nfe, generator=seeded())
-    assert len(model.calls) == (whole if name == "promotion" or name == "block" and nfe != 3 else nfe)
+    assert len(model.calls) == (whole if name == "promotion" or name == "block" and nfe != 3
+                                else nfe)
+
+
+def test_promotion_of_few_tokens_makes_a_loop_a_token_however_many_passes_it_is_allowed():
+    """3 tokens, none ever sure: three loops of four passes, though 100 are allowed."""
+    model = Scripted([[0.6, 0.4]] * 3)
+    SAMPLERS["promotion"].run(model, *nothing(20, 3), 100, generator=seeded())
+    assert len(model.calls) == 12
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -711,16 +872,19 @@ def test_a_sampler_of_the_table_refuses_fewer_passes_than_one(name, nfe):
         SAMPLERS[name].run(Scripted(), *nothing(1, 5), nfe)
 
 
-@pytest.mark.parametrize("name", ["posterior", "posterior-reopened", "a-priori", "a-priori-sampled", "block", "confidence", "confidence-sampled"])
+@pytest.mark.parametrize("name", ["posterior", "posterior-reopened", "a-priori", "a-priori-sampled",
+                                  "block", "confidence", "confidence-sampled"])
 def test_a_sampler_of_the_table_that_commits_in_every_pass_refuses_more_passes_than_tokens(name):
     with pytest.raises(ValueError, match="6 rounds"):
         SAMPLERS[name].run(Scripted(), *nothing(1, 5), 6)
 
 
 def test_the_names_of_the_table_stand_for_what_they_say():
-    """By their times, their noise and their law: on a table with p_max 0.6 sampled tokens differ, those of argmax do not.
+    """By their times, their noise and their law: on a table with p_max 0.6 sampled tokens differ,
+    those of argmax do not.
 
-    Two words: tau(t) = 2 Phi(r / sqrt(2)) - 1, r = t/(1-t), is 1/2 at r = sqrt(2) Phi^-1(3/4), t = 0.488196.
+    Two words: tau(t) = 2 Phi(r / sqrt(2)) - 1, r = t/(1-t), is 1/2 at r = sqrt(2) Phi^-1(3/4), t =
+    0.488196.
     """
     seen = {}
     for name in SAMPLERS:
@@ -728,16 +892,21 @@ def test_the_names_of_the_table_stand_for_what_they_say():
         result = SAMPLERS[name].run(model, *nothing(50, 4), 2, generator=seeded())
         (x, s, t), noisy = model.calls[0], bool(model.calls[0][0].any())
         seen[name] = (t.unique().tolist(), noisy, len(result.unique(dim=0)) > 1)
-    assert seen == {"posterior": ([1], True, False), "posterior-reopened": ([1], True, False), "a-priori": ([0], True, False), "a-priori-sampled": ([0], True, True),
-                    "flow-map-tau": ([pytest.approx(0.488196, abs=1e-6)], True, False), "promotion": ([0.5], False, True),
-                    "flow-map": ([0.5], True, False), "block": ([1], True, False), "confidence": ([0], False, False),
+    assert seen == {"posterior": ([1], True, False), "posterior-reopened": ([1], True, False),
+                    "a-priori": ([0], True, False), "a-priori-sampled": ([0], True, True),
+                    "flow-map-tau": ([pytest.approx(0.488196, abs=1e-6)], True, False),
+                    "promotion": ([0.5], False, True),
+                    "flow-map": ([0.5], True, False), "block": ([1], True, False),
+                    "confidence": ([0], False, False),
                     "confidence-sampled": ([0], False, True), "ancestral": ([0], False, True)}
 
 
 def test_an_objective_has_a_default_sampler_and_refuses_those_it_was_not_trained_for():
-    default = {"fmlm+": "posterior", "fmlm": "flow-map-tau", "flm": "flow-map-tau", "mdm": "confidence", "mlfm": "promotion"}
+    default = {"fmlm+": "posterior", "fmlm": "flow-map-tau", "flm": "flow-map-tau",
+               "mdm": "confidence", "mlfm": "promotion"}
     assert {objective: choose_sampler(objective)[0] for objective in OBJECTIVES} == default
-    suits = {"fmlm+": {"posterior", "posterior-reopened", "a-priori", "a-priori-sampled", "flow-map", "block"}, "mlfm": {"promotion"},
+    suits = {"fmlm+": {"posterior", "posterior-reopened", "a-priori", "a-priori-sampled",
+                       "flow-map", "block"}, "mlfm": {"promotion"},
              "flm": {"flow-map", "flow-map-tau"}, "fmlm": {"flow-map", "flow-map-tau"},
              "mdm": {"confidence", "confidence-sampled", "ancestral"}}
     for objective, names in suits.items():
@@ -749,3 +918,51 @@ def test_an_objective_has_a_default_sampler_and_refuses_those_it_was_not_trained
                     choose_sampler(objective, name)
         with pytest.raises(ValueError, match="unknown sampler 'beam'"):
             choose_sampler(objective, "beam")
+
+
+@pytest.mark.parametrize("threshold", [None, 0.98, math.inf])
+def test_only_the_reopened_sampler_gives_tokens_back_whatever_its_threshold(threshold):
+    for name in ("posterior", "posterior-reopened"):
+        _, sampler = choose_sampler("fmlm+", name, threshold)
+        trace = []
+        sampler.run(Scripted(later_surer, vocab_size=2), *puzzle([None, None, None, 0]), 3,
+                    generator=seeded(), trace=trace)
+        assert any(record.reopened.any() for record in trace) == (name == "posterior-reopened")
+
+
+def test_a_threshold_belongs_to_posterior_refinement_alone():
+    for name in set(SAMPLERS) - {"posterior", "posterior-reopened"}:
+        with pytest.raises(ValueError, match="is of Posterior Refinement"):
+            choose_sampler(SAMPLERS[name].objectives[0], name, 0.9)
+    name, sampler = choose_sampler("fmlm+", "posterior-reopened", 0.65)
+    assert name == "posterior-reopened" and sampler.objectives == ("fmlm+",)
+    trace = []
+    sampler.run(Scripted(), *nothing(1, 5), 3, generator=seeded(), trace=trace)
+    assert trace[0].committed.nonzero()[:, 1].tolist() == [0, 1, 3]
+
+
+@pytest.mark.parametrize("objective", ["flow", ""])
+def test_an_unknown_objective_has_no_sampler_and_that_is_said(objective):
+    for name in (None, "posterior"):
+        with pytest.raises(ValueError, match="sampler"):
+            choose_sampler(objective, name)
+
+
+def test_many_sequences_are_completed_100_at_a_time_in_order_with_a_trace_a_batch():
+    """250 rows, a digit of each given: batches of 100, 100 and 50 from one generator."""
+    given = torch.full((250, 5), -1)
+    given[:, 0] = torch.arange(250) % 3
+    model, traces = Scripted(), []
+    done = SAMPLERS["posterior"].complete(model, given, 2, seeded(), traces)
+    assert done[:, 0].equal(given[:, 0]) and done[:, 1:].tolist() == [BEST[1:]] * 250
+    assert [len(x) for x, *_ in model.calls] == [100, 100, 100, 100, 50, 50] and len(traces) == 3
+    assert [len(trace) for trace in traces] == [2] * 3 and len(traces[2][0].draft) == 50
+    alone = SAMPLERS["posterior"].complete(Scripted(), given, 2, seeded())
+    assert alone.equal(done)
+
+
+def test_the_passes_of_a_sequence_are_counted_until_nothing_is_left_of_it():
+    """Rows with 5, 1 and 0 unknown tokens over 3 rounds take 3, 1 and 0 passes: 4/3, rounded."""
+    given = torch.tensor([[-1] * 5, [0, 2, -1, 1, 0], [0, 2, 1, 1, 0]])
+    tokens, passes = SAMPLERS["posterior"].measured(Scripted(), given, 3, seeded())
+    assert tokens.tolist() == [BEST, BEST, [0, 2, 1, 1, 0]] and passes == 1.33

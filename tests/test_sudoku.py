@@ -1,4 +1,5 @@
-"""Boards, puzzles, symmetries and the split. Expected values: published counts and puzzles, and arithmetic by hand."""
+"""Boards, puzzles, symmetries and the split. Expected values: published counts and puzzles, and
+arithmetic by hand."""
 
 import itertools
 import random
@@ -7,9 +8,9 @@ import pytest
 import torch
 
 from sudoku import boards as module
-from sudoku.boards import (BOARD_COUNT, SHAPES, all_boards, augment, count_solutions, held_out, load_boards, load_puzzles,
-                           make_puzzle, make_puzzles, minimal_puzzle, orbit, parse, pretty, random_boards, shape_of, solve,
-                           to_string, valid)
+from sudoku.boards import (BOARD_COUNT, SHAPES, all_boards, augment, count_solutions, held_out,
+                           load_boards, load_puzzles, make_puzzle, make_puzzles, minimal_puzzle,
+                           orbit, parse, pretty, random_boards, shape_of, solve, to_string, valid)
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -48,7 +49,8 @@ def test_coords_count_each_row_column_and_box_size_times(shape):
 
 
 def test_exactly_288_of_all_grids_with_correct_rows_are_4x4_boards():
-    grids = torch.tensor([sum(four, ()) for four in itertools.product(itertools.permutations(range(4)), repeat=4)])
+    rows_of_grids = itertools.product(itertools.permutations(range(4)), repeat=4)
+    grids = torch.tensor([sum(four, ()) for four in rows_of_grids])
     assert len(grids) == 24 ** 4
     assert rows(grids[valid(FOUR, grids)]) == rows(all_boards(FOUR))
     assert len(all_boards(FOUR)) == BOARD_COUNT["sudoku4"] == 288
@@ -62,7 +64,8 @@ def test_a_published_solution_is_valid_and_with_two_cells_swapped_it_is_not():
 
 
 def test_rows_and_columns_alone_do_not_make_a_board():
-    assert not valid(FOUR, torch.tensor([[0, 1, 2, 3, 1, 2, 3, 0, 2, 3, 0, 1, 3, 0, 1, 2]]))  # a Latin square
+    latin = torch.tensor([[0, 1, 2, 3, 1, 2, 3, 0, 2, 3, 0, 1, 3, 0, 1, 2]])
+    assert not valid(FOUR, latin)
 
 
 @pytest.mark.parametrize("value", [-1, 9, 10 ** 12, -(10 ** 12)])
@@ -72,9 +75,10 @@ def test_a_value_that_is_no_digit_makes_a_board_invalid(value):
     assert not valid(NINE, board)
 
 
-@pytest.mark.parametrize("call", [valid, augment, orbit, held_out, lambda shape, boards: make_puzzles(shape, boards, 30, 0)])
-@pytest.mark.parametrize("boards", [torch.zeros(2, 80, dtype=torch.int64), torch.zeros(81, dtype=torch.int64),
-                                    torch.zeros(2, 81)])
+@pytest.mark.parametrize("call", [valid, augment, orbit, held_out,
+                                  lambda shape, boards: make_puzzles(shape, boards, 30, 0)])
+@pytest.mark.parametrize("boards", [torch.zeros(2, 80, dtype=torch.int64),
+                                    torch.zeros(81, dtype=torch.int64), torch.zeros(2, 81)])
 def test_another_shape_or_dtype_is_refused(call, boards):
     with pytest.raises(ValueError, match=r"int64 tensor of shape \(B, 81\)"):
         call(NINE, boards)
@@ -83,8 +87,9 @@ def test_another_shape_or_dtype_is_refused(call, boards):
 @every_shape
 def test_no_boards_are_no_error(shape):
     none = random_boards(shape, 0, seed=0)
-    assert none.shape == augment(shape, none).shape == make_puzzles(shape, none, None, 0).shape == (0, shape.cells)
-    assert valid(shape, none).shape == orbit(shape, none).shape == held_out(shape, none).shape == (0,)
+    assert (none.shape == augment(shape, none).shape
+            == make_puzzles(shape, none, None, 0).shape == (0, shape.cells))
+    assert all(law(shape, none).shape == (0,) for law in (valid, orbit, held_out))
 
 
 # ---- generator
@@ -92,7 +97,8 @@ def test_no_boards_are_no_error(shape):
 @every_shape
 def test_random_boards_are_valid_and_repeat_with_their_seed(shape):
     boards = random_boards(shape, 50, seed=1)
-    assert boards.shape == (50, shape.cells) and boards.dtype == torch.int64 and valid(shape, boards).all()
+    assert boards.shape == (50, shape.cells) and boards.dtype == torch.int64
+    assert valid(shape, boards).all()
     assert boards.equal(random_boards(shape, 50, seed=1))
     assert not boards.equal(random_boards(shape, 50, seed=2))
 
@@ -142,7 +148,8 @@ def test_the_empty_4x4_puzzle_has_288_solutions():
 
 
 @pytest.mark.parametrize("text", [
-    "11.. .... .... ....", "1... 1... .... ....", "1... .1.. .... ....",  # a digit twice in a row, a column, a box
+    # a digit twice in a row, a column, a box
+    "11.. .... .... ....", "1... 1... .... ....", "1... .1.. .... ....",
     "123. ...4 .... ....",  # no clash, but no digit is left for the last cell of row 1
 ])
 def test_clues_that_cannot_be_have_no_solution(text):
@@ -185,7 +192,8 @@ def test_a_minimal_puzzle_without_any_one_of_its_clues_has_two_solutions(shape):
 
 
 def test_a_removal_order_that_gets_stuck_gives_none_and_fifty_of_them_an_error():
-    # No 4x4 puzzle with one solution has fewer than 4 clues, no 9x9 puzzle fewer than 17 (McGuire et al. 2012).
+    # No 4x4 puzzle with one solution has fewer than 4 clues, no 9x9 puzzle fewer than 17
+    # (McGuire et al. 2012).
     board = parse(FOUR, SMALL)
     assert make_puzzle(FOUR, board, 3, random.Random(0)) is None
     with pytest.raises(ValueError, match="no sudoku4 puzzle with 3 clues"):
@@ -221,17 +229,19 @@ def test_a_mark_moves_with_its_cell_and_changes_nothing_else(shape):
     boards, size = random_boards(shape, 200, seed=5), shape.size
     plain = augment(shape, boards, torch.Generator().manual_seed(0))
     by_digit = augment(shape, boards + size * (boards == 2), torch.Generator().manual_seed(0))
-    by_row = augment(shape, boards + size * (torch.arange(shape.cells) < size), torch.Generator().manual_seed(0))
+    by_row = augment(shape, boards + size * (torch.arange(shape.cells) < size),
+                     torch.Generator().manual_seed(0))
     assert (by_digit % size).equal(plain) and (by_row % size).equal(plain)
-    for copy, marked in zip(plain, by_digit >= size):  # the cells of a digit are those of its new name
+    for copy, marked in zip(plain, by_digit >= size):  # a digit's cells are those of its new name
         assert marked.equal(copy == copy[marked][0])
-    grid = (by_row >= size).reshape(-1, size, size)  # a row becomes a row, or a column of a transposed board
+    # A row becomes a row, or a column of a transposed board.
+    grid = (by_row >= size).reshape(-1, size, size)
     rows, columns = (grid.all(axis).sum(1) == 1 for axis in (2, 1))
     assert (grid.sum((1, 2)) == size).all() and (rows ^ columns).all()
     assert rows.all() or shape.box_rows == shape.box_cols
 
 
-def test_4x4_has_two_orbits_of_192_and_96_boards_and_augment_reaches_all_of_one_and_none_of_the_other():
+def test_4x4_has_orbits_of_192_and_96_boards_and_augment_reaches_all_of_one_and_none_of_the_other():
     boards = all_boards(FOUR)
     hashes = orbit(FOUR, boards)
     assert sorted(hashes.unique(return_counts=True)[1].tolist()) == [96, 192]
@@ -244,7 +254,7 @@ def test_4x4_has_two_orbits_of_192_and_96_boards_and_augment_reaches_all_of_one_
 
 
 def test_augment_reaches_every_order_of_rows_bands_columns_and_stacks_of_a_6x6_board():
-    # Up to the names of the digits: 2!^3 · 3! orders of rows times 3!^2 · 2! of columns, 48 · 72 = 3456.
+    # Up to the names of the digits: 2!^3 3! = 48 orders of rows, 3!^2 2! = 72 of columns: 3456.
     # This board has no symmetry of its own: no two of them give the same copy.
     board = torch.tensor([parse(SIX, "164523523614345261612345231456456132")])
     copies = augment(SIX, board.expand(60000, 36), torch.Generator().manual_seed(0))
@@ -304,7 +314,8 @@ def test_train_and_test_share_no_orbit_whatever_augmentation_does(shape):
     train, test = load_boards(shape, "train", 150), load_boards(shape, "test", 50)
     assert len(train) == 150 and len(test) == 50
     assert valid(shape, train).all() and valid(shape, test).all()
-    assert not held_out(shape, augment(shape, train)).any() and held_out(shape, augment(shape, test)).all()
+    assert not held_out(shape, augment(shape, train)).any()
+    assert held_out(shape, augment(shape, test)).all()
     assert not set(orbit(shape, train).tolist()) & set(orbit(shape, test).tolist())
 
 
@@ -317,7 +328,8 @@ def test_both_4x4_splits_are_the_288_boards_over_and_over(split):
 
 def test_load_boards_repeats_with_its_seed_with_and_without_a_cache():
     fresh = load_boards(NINE, "train", 20, seed=1, cache=False)
-    assert fresh.equal(load_boards(NINE, "train", 20, seed=1)) and fresh.equal(load_boards(NINE, "train", 20, seed=1))
+    assert fresh.equal(load_boards(NINE, "train", 20, seed=1))
+    assert fresh.equal(load_boards(NINE, "train", 20, seed=1))
     assert not fresh.equal(load_boards(NINE, "train", 20, seed=2))
 
 
@@ -332,7 +344,8 @@ def test_without_cache_nothing_is_written(cache):
     assert not cache.exists()
 
 
-@pytest.mark.parametrize("damage", [b"", b"junk", b"PK\x03\x04 not a zip", "half", "one digit", "other split"])
+@pytest.mark.parametrize("damage", [b"", b"junk", b"PK\x03\x04 not a zip", "half", "one digit",
+                                    "other split"])
 def test_a_damaged_cache_file_is_made_again(cache, damage):
     boards = load_boards(NINE, "train", 20)
     file, = cache.iterdir()  # one file, and no temporary one left
@@ -342,8 +355,9 @@ def test_a_damaged_cache_file_is_made_again(cache, damage):
         other, = set(cache.iterdir()) - {file}
         other.replace(file)
     else:
-        other_digit = bytes([whole[-1] % 9 + 1])
-        file.write_bytes({"half": whole[:len(whole) // 2], "one digit": whole[:-1] + other_digit}.get(damage, damage))
+        other_digit = whole[:-1] + bytes([whole[-1] % 9 + 1])
+        damages = {"half": whole[:len(whole) // 2], "one digit": other_digit}
+        file.write_bytes(damages.get(damage, damage))
     assert file.read_bytes() != whole
     assert load_boards(NINE, "train", 20).equal(boards)
     assert file.read_bytes() == whole
@@ -363,7 +377,8 @@ def test_a_folder_that_cannot_be_written_is_no_error(cache, monkeypatch):
 
 
 @pytest.mark.parametrize("clues, split", [(32, "test"), ("minimal", "test"), ("minimal", "train")])
-def test_load_puzzles_gives_boards_of_the_split_with_one_solution_and_reads_them_back(clues, split, monkeypatch):
+def test_load_puzzles_gives_boards_of_the_split_with_one_solution_and_reads_them_back(
+        clues, split, monkeypatch):
     puzzles, solutions = load_puzzles(NINE, clues, 5, split=split)
     assert (held_out(NINE, solutions) == (split == "test")).all()
     for puzzle, solution in zip(puzzles.tolist(), solutions.tolist()):
@@ -393,13 +408,15 @@ def test_unknown_words_are_refused():
 def test_parse_reads_dots_zeros_spaces_and_separators_alike():
     zeros = PUZZLE.replace(".", "0")
     lines = "\n".join(PUZZLE[i:i + 9] for i in range(0, 81, 9))
-    assert parse(NINE, PUZZLE) == parse(NINE, zeros) == parse(NINE, lines) == parse(NINE, pretty(NINE, parse(NINE, PUZZLE)))
+    assert (parse(NINE, PUZZLE) == parse(NINE, zeros)
+            == parse(NINE, lines) == parse(NINE, pretty(NINE, parse(NINE, PUZZLE))))
     assert parse(NINE, PUZZLE)[:5] == [4, 2, -1, -1, 6]
 
 
 def test_pretty_sets_the_boxes_apart():
     assert pretty(SIX, parse(SIX, "123456" + "." * 30)) == "\n".join([
-        "1 2 3 | 4 5 6", ". . . | . . .", "------+------", ". . . | . . .", ". . . | . . .", "------+------",
+        "1 2 3 | 4 5 6", ". . . | . . .", "------+------",
+        ". . . | . . .", ". . . | . . .", "------+------",
         ". . . | . . .", ". . . | . . ."])
 
 
@@ -425,6 +442,8 @@ def test_parse_says_what_is_wrong_and_where(text, message):
         parse(FOUR, text)
 
 
-@pytest.mark.parametrize("cells, shape", [([16], FOUR), ([36], SIX), ([80], NINE), ([17], FOUR), ([0, 35, 81], NINE), ([0, 35], SIX), ([], None), ([0], None)])
+@pytest.mark.parametrize("cells, shape", [
+    ([16], FOUR), ([36], SIX), ([80], NINE), ([17], FOUR), ([0, 35, 81], NINE), ([0, 35], SIX),
+    ([], None), ([0], None)])
 def test_the_shape_of_puzzles_is_the_one_that_a_string_comes_closest_to(cells, shape):
     assert shape_of(["." * count for count in cells]) == shape

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from train import Run
 
 
-def sampling(sampler: Callable[..., Tensor], model: Denoiser, length: int, device: torch.device) -> None:
-    """Print boards per second and milliseconds a call, by batch size and NFE; batch 1 shows the latency of one board."""
-    print(f"{'batch':>7}{'NFE':>6}{'boards/s':>12}{'ms a call':>12}")
+def sampling(sampler: Callable[..., Tensor], model: Denoiser, length: int,
+             device: torch.device) -> None:
+    """Print sequences per second and milliseconds a call, by batch size and NFE; batch 1 shows the
+    latency of one sequence."""
+    print(f"{'batch':>7}{'NFE':>6}{'sequences/s':>12}{'ms a call':>12}")
     for batch, nfe in itertools.product((1, 64, 256), (1, 4, 16)):
         tokens = torch.zeros(batch, length, dtype=torch.int64, device=device)
         seconds = []
@@ -33,8 +35,9 @@ def sampling(sampler: Callable[..., Tensor], model: Denoiser, length: int, devic
 
 
 def training(run: Run, steps: int) -> None:
-    """Time `steps` training steps part by part, after 5 to warm up, and print times, rates and peak memory."""
-    import resource  # here: Windows has none, and these two take 0.1 s that no puzzle should wait
+    """Time `steps` training steps part by part, after 5 to warm up, and print times, rates and peak
+    memory. The steps are those of the end of a training, with all that a task brings in late."""
+    import resource  # here: Windows has none, and these two take 0.1 s that no command should wait
     from torch.utils.benchmark import Timer
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -56,21 +59,24 @@ def training(run: Run, steps: int) -> None:
     for _ in range(5 + steps):
         rows.append(dict(data=0.0, targets=0.0, forward=0.0, loss=0.0, backward=0.0, optimizer=0.0))
         mark = time.perf_counter()
-        boards = run.draw()
+        drawn = run.draw(progress=1.0)
         lap("data")
-        loss = run.loss(network, boards, {})
+        loss = run.loss(network, drawn)
         lap("loss")
         loss.backward()
         lap("backward")
         run.update()
         lap("optimizer")
-    memory = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    with FlopCounterMode(display=False) as counter:  # matrix products of one step, as torch counts them
-        run.loss(run.model, run.draw(), {}).backward()
-    tokens, width = run.options.batch // run.world * run.shape.cells, run.options.width
-    a = torch.randn(tokens, width, device=run.device, dtype=torch.bfloat16 if run.options.bf16 else torch.float32)
-    b = torch.randn(4 * width, width, device=run.device, dtype=a.dtype)
-    product = Timer("F.linear(a, b)", globals=dict(F=F, a=a, b=b), num_threads=torch.get_num_threads()).blocked_autorange()
+    memory = (torch.cuda.max_memory_allocated() if cuda else
+              resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    with FlopCounterMode(display=False) as counter:  # the matrix products of one step
+        run.loss(run.model, run.draw(progress=1.0)).backward()
+    width = run.options.width
+    tokens = run.options.batch // run.world * len(run.task.coords)
+    on = dict(device=run.device, dtype=torch.bfloat16 if run.options.bf16 else torch.float32)
+    names = dict(F=F, a=torch.randn(tokens, width, **on), b=torch.randn(4 * width, width, **on))
+    product = Timer("F.linear(a, b)", globals=names, num_threads=torch.get_num_threads())
+    peak = 2 * tokens * width * 4 * width / product.blocked_autorange().median
     if run.rank > 0:
         return
     rows = sorted(rows[5:], key=lambda row: sum(row.values()))
@@ -78,11 +84,14 @@ def training(run: Run, steps: int) -> None:
     parts = {name: statistics.mean(row[name] for row in middle) for name in rows[0]}
     total = [sum(row.values()) for row in rows]
     step, low, high = statistics.median(total), total[steps // 10], total[-1 - steps // 10]
-    rate, peak = counter.get_total_flops() / step, 2 * tokens * width * 4 * width / product.median
-    print(f"{run.options.task} {run.options.objective}, batch {run.options.batch}, {run.device.type}, "
-          f"{'bf16' if run.options.bf16 else 'float32'}{', compiled' if run.options.compile else ''}: "
+    rate = counter.get_total_flops() / step
+    how = "bf16" if run.options.bf16 else "float32"
+    how += ", compiled" if run.options.compile else ""
+    print(f"{run.options.task} {run.options.objective}, batch {run.options.batch}, "
+          f"{run.device.type}, {how}: "
           f"{1e3 * step:.1f} ms per step (10% to 90%: {1e3 * low:.1f} to {1e3 * high:.1f}), "
           f"{tokens / step:,.0f} tokens/s, peak memory {memory / 2**20:,.0f} MiB")
-    print("   ".join(f"{name} {1e3 * seconds:.1f}" for name, seconds in parts.items()) + "   (ms, mean of the middle half)")
-    print(f"{rate / 1e9:,.0f} GFLOP/s in matrix products, {100 * rate / peak:.0f}% of the {peak / 1e9:,.0f} GFLOP/s of one "
-          f"{tokens} x {width} x {4 * width} product alone")
+    print("   ".join(f"{name} {1e3 * seconds:.1f}" for name, seconds in parts.items())
+          + "   (ms, mean of the middle half)")
+    print(f"{rate / 1e9:,.0f} GFLOP/s in matrix products, {100 * rate / peak:.0f}% of the "
+          f"{peak / 1e9:,.0f} GFLOP/s of one {tokens} x {width} x {4 * width} product alone")

@@ -1,0 +1,78 @@
+"""What every evaluation shares: shares with their intervals, the posterior, the likelihood
+bound."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+import fmlm
+from harness.tasks import Task
+
+BATCH = 100  # sequences at a time: bounds the memory, and a CPU's caches hold what a layer computes
+
+
+def interval(successes: int, n: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a share, in %: sensible at 0 and 100% too."""
+    z, p = 1.96, successes / n
+    middle = p + z * z / (2 * n)
+    spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    ends = (100 * (middle + side * spread) / (1 + z * z / n) for side in (-1, 1))
+    return tuple(min(max(0.0, end), 100.0) for end in ends)  # rounding: no -0.0
+
+
+def share(hits: Tensor) -> dict:
+    """How many of these, (n,) bool, in %, with its interval."""
+    low, high = interval(int(hits.sum()), len(hits))
+    percent = 100 * float(hits.float().mean())
+    return {"percent": round(percent, 2), "low": round(low, 2), "high": round(high, 2)}
+
+
+@torch.no_grad()
+def posterior(model: fmlm.Denoiser, objective: str, tokens: Tensor, context: Tensor,
+              generator: Generator) -> Tensor:
+    """log delta_{0,0}, (B, L, V), of a flow map (noise in the unknown tokens) or of an MDM or MLFM
+    (no noise). tokens, context: (B, L)."""
+    x1 = F.one_hot(tokens, model.vocab_size).float()
+    noise = torch.randn(x1.shape, generator=generator, device=x1.device)
+    time = context.float()
+    x = fmlm.interpolate(x1, noise * (objective not in ("mdm", "mlfm")), time)
+    parts = zip(x.split(BATCH), time.split(BATCH))
+    return torch.cat([model(x, time, time) for x, time in parts])
+
+
+def likelihood_bound(task: Task, model: fmlm.Denoiser, objective: str, generator: Generator,
+                     n: int = 5000) -> tuple[float, float]:
+    """The MDM bound on -log p(sequence), nats, on held-out ones: its mean over n draws and its 95%
+    half-width.
+
+    A sequence with m of its L tokens masked, m uniform on 1 ... L, counts L/m times the sum of its
+    cross-entropies: the 1/f weight of MDLM with f integrated out, given m. The m are stratified, so
+    only the spread at equal m counts as error.
+    """
+    tokens = task.held_out(min(n, 2000)).to(generator.device)
+    tokens = tokens[torch.arange(n, device=tokens.device) % len(tokens)]
+    length = tokens.shape[1]
+    strata = fmlm.Draws(generator, tokens.device).stratified(n)
+    masked = (strata * length).long().clamp(max=length - 1) + 1
+    order = torch.rand(tokens.shape, generator=generator, device=tokens.device)
+    context = order.argsort(1).argsort(1) >= masked[:, None]
+    log_delta = posterior(model, objective, tokens, context, generator)
+    entropies = fmlm.cross_entropy(log_delta, F.one_hot(tokens, task.vocab_size).float())
+    nats = (entropies * ~context).sum(1) * length / masked
+    # Neighbours in m: their difference is free of it.
+    first, second = nats[masked.argsort()][:n // 2 * 2].view(-1, 2).T
+    return float(nats.mean()), 1.96 * math.sqrt(float((first - second).square().mean()) / 2 / n)
+
+
+def passes_used(known: Tensor, trace: list) -> Tensor:
+    """How many passes drafted a sequence before nothing was left to commit: known (B, L) at the
+    start, a trace of `sample.Pass`; returns (B,)."""
+    passes = torch.zeros(len(known), dtype=torch.int64, device=known.device)
+    for record in trace:
+        passes = passes + ~known.all(1)
+        known = (known | record.committed) & ~record.reopened
+    return passes
