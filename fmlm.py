@@ -159,10 +159,13 @@ class Draws:
     """Where a training step takes its random numbers from: one generator, on one device.
 
     Of `world` processes each takes every world-th stratum, so the global batch is stratified.
+    Raises ValueError for a rank that is none of 0 ... world - 1.
     """
 
     def __init__(self, generator: Generator | None = None, device: str | torch.device = "cpu",
                  rank: int = 0, world: int = 1) -> None:
+        if not 0 <= rank < world:
+            raise ValueError(f"of {world} processes none has the rank {rank}")
         self.generator, self.rank, self.world = generator, rank, world
         self.on = dict(generator=generator, device=device)
 

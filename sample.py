@@ -16,7 +16,6 @@ import signal
 if __name__ == "__main__":  # Ctrl-C while torch is imported ends it without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -28,8 +27,9 @@ from torch import Generator, Tensor
 
 from fmlm import Model, bridge_step, check_sigma, flow_map, inverse_decoding_time, token_times
 from harness import commands, speed, terminal
-from harness.checkpoints import WITHOUT_CONTEXT, load_checkpoint, newest_checkpoint, task_of
-from harness.measure import BATCH, passes_used
+from harness.checkpoints import (BASELINES, WITHOUT_CONTEXT, baseline, load_checkpoint,
+                                 newest_checkpoint, task_of)
+from harness.measure import BATCH, passes_used, usual
 from harness.tasks import name_of
 
 
@@ -347,21 +347,29 @@ SAMPLERS = {  # the first that suits an objective is its default
 }
 
 
+def samplers_for(objective: str) -> dict[str, Sampler]:
+    """The samplers that suit an objective, its default first: these, or another system's own."""
+    system = baseline(objective)
+    known = system.SAMPLERS if system else SAMPLERS
+    return {name: sampler for name, sampler in known.items() if objective in sampler.objectives}
+
+
 def choose_sampler(objective: str, name: str | None = None,
                    threshold: float | None = None) -> tuple[str, Sampler]:
     """The sampler of that name, or the objective's default, with a threshold of its own if given.
 
     ValueError where they do not go together.
     """
-    suits = [key for key, sampler in SAMPLERS.items() if objective in sampler.objectives]
+    suits = samplers_for(objective)
     name = next(iter(suits), "") if name is None else name
-    if name not in SAMPLERS:
-        raise ValueError(f"unknown sampler {name!r}: choose from {', '.join(SAMPLERS)}")
     if name not in suits:
+        every = [*SAMPLERS, *(key for other in BASELINES for key in samplers_for(other))]
+        if name not in every:
+            raise ValueError(f"unknown sampler {name!r}: choose from {', '.join(every)}")
         raise ValueError(f"the sampler {name!r} does not suit a model trained as {objective}: use "
                          f"{' or '.join(suits)}")
     if threshold is None:
-        return name, SAMPLERS[name]
+        return name, suits[name]
     if not name.startswith("posterior"):
         raise ValueError(f"--threshold is of Posterior Refinement, not of the sampler {name!r}")
     return name, SAMPLERS[name]._replace(run=partial(SAMPLERS[name].run, threshold=threshold))
@@ -372,38 +380,9 @@ def choose_sampler(objective: str, name: str | None = None,
 # --------------------------------------------------------------------------------------------------
 
 
-def parser() -> commands.Parser:
-    parser = commands.Parser(prog="sample.py", description="Draw sequences, or complete given "
-                             "ones, with a trained checkpoint.")
-    add = parser.add_argument
-    add("checkpoint", nargs="?", type=commands.path,
-        help="default: the newest trained here, of the puzzle's task, else the weights that ship")
-    given = parser.add_mutually_exclusive_group()
-    given.add_argument("--puzzle", "--given", metavar="STRING",
-                       help="complete this: a puzzle, row after row, . or 0 for an empty cell; or "
-                       "words, _ for a missing one")
-    given.add_argument("--puzzles", type=commands.path, metavar="FILE", help="complete one a line")
-    add("-n", type=commands.COUNT, default=4, help="sequences to draw (default 4)")
-    add("--sampler", metavar="NAME",
-        help=f"{', '.join(SAMPLERS)}; default: what suits the checkpoint")
-    add("--nfe", type=commands.NFE, default=4, help="network passes for each, at most (default 4)")
-    add("--threshold", type=commands.number(0, math.inf, open=False), metavar="P",
-        help="of Posterior Refinement: p_max from which a token is committed (published: 0.999; "
-        "inf: never more than the uniform budget; default: 1 - 0.05 / nfe)")
-    shown = parser.add_mutually_exclusive_group()
-    shown.add_argument("--trace", action="store_true", help="show the first one pass after pass")
-    shown.add_argument("--json", action="store_true", help="print one JSON document")
-    add("--bench", action="store_true", help="time the sampler by batch and NFE, from nothing")
-    add("--bf16", action="store_true", help="matrix products in bfloat16")
-    add("--compile", action="store_true", help="half a minute to start, then faster: for thousands")
-    add("--seed", type=commands.SEED, default=0)
-    commands.device_option(parser)
-    return parser
-
-
 @commands.command("sample.py")
 def main(arguments: list[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
+    options = terminal.parser(list(SAMPLERS)).parse_args(arguments)
     lines = [options.puzzle or ""]
     if options.puzzles is not None:
         lines = terminal.lines_of(options.puzzles)
@@ -414,22 +393,23 @@ def main(arguments: list[str] | None = None) -> int:
     precise = torch.autocast(options.device.type, torch.bfloat16, enabled=options.bf16)
     if options.bench:
         with precise:
-            speed.sampling(sampler.run, model, len(task.coords), options.device)
+            budgets = usual(info["objective"], len(task.coords), (1, 4, 16))
+            speed.sampling(sampler.run, model, len(task.coords), options.device, budgets)
         return 0
-    solving = options.puzzle is not None or options.puzzles is not None
+    solving = (options.puzzle, options.puzzles) != (None, None)
     if solving and info["objective"] in WITHOUT_CONTEXT:
         raise ValueError(f"a model trained as {info['objective']} knows no context, so it cannot "
                          "solve puzzles: use fmlm+")
-    given = [[-1] * len(task.coords)] * options.n
     if options.puzzles is not None:
         given, errors = terminal.parse_lines(task, lines, options.puzzles)
-    elif solving:
-        given = [task.parse(options.puzzle)]
+    else:
+        given = [task.parse(lines[0])] if solving else [[-1] * len(task.coords)] * options.n
     given, traces = torch.tensor(given, device=options.device), []
     generator = Generator(options.device).manual_seed(options.seed)
     start = time.perf_counter()
     with precise:
-        tokens = sampler.complete(model, given, options.nfe, generator, traces)
+        nfe = options.nfe or usual(info["objective"], len(task.coords), [4])[0]
+        tokens = sampler.complete(model, given, nfe, generator, traces)
     seconds, passes = time.perf_counter() - start, max(map(len, traces))
     right = task.judge(tokens, given)
     if options.json:
@@ -438,9 +418,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.trace:
             print(terminal.trace(task, given, traces[0]))
         print(terminal.verdicts(task, given, tokens, right, solving))
-        count = f"{len(tokens)} drawn" if right is None else (
-            f"{int(right.sum())} of {len(tokens)} {'solved' if solving else 'valid'}")
-        print(f"{count}, {name}, {passes} network passes, {seconds:.2f} s")
+        print(f"{terminal.count(right, len(tokens), solving)}, {name}, {passes} network passes, "
+              f"{seconds:.2f} s")
     for error in errors:
         commands.say(f"sample.py: {error}")
     return 2 if errors else 0

@@ -19,6 +19,7 @@ if __name__ == "__main__":  # Ctrl-C while torch is imported ends it without a t
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from argparse import Namespace
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -29,7 +30,7 @@ from torch import Generator, Tensor, nn
 import fmlm
 from fmlm import Batch, Target
 from harness import commands, runs, speed
-from harness.checkpoints import (CHECKPOINTS, FORMAT, OBJECTIVES, Saver, build, compiled,
+from harness.checkpoints import (CHECKPOINTS, FORMAT, OBJECTIVES, Saver, baseline, build, compiled,
                                  keep_memory, read_checkpoint, ship)
 from harness.options import parse, same_file
 from harness.sitting import Sitting
@@ -103,6 +104,12 @@ def mlfm(run: Run, model: fmlm.Model, x1: Tensor, prompt: Tensor | None) -> tupl
 LOSSES = dict(zip(OBJECTIVES, (fmlm_plus, fmlm_, flm, mdm, mlfm)))
 
 
+def loss_of(objective: str) -> Callable:
+    """The loss of an objective: one of these, or another system's."""
+    system = baseline(objective)
+    return (system.LOSSES if system else LOSSES)[objective]
+
+
 def given(x1: Tensor, prompt: Tensor | None) -> Tensor:
     """The prompt, (B, L) bool, or that there is none."""
     if prompt is None:
@@ -136,7 +143,8 @@ class Run:
         torch.manual_seed(options.seed)  # the initial weights, the same on every process
         self.model = build(self.info, task).to(self.device)
         two_times = options.objective in ("fmlm", "fmlm+")
-        self.model.time_t.requires_grad_(two_times)  # without a flow map the second one is silent
+        if options.objective in OBJECTIVES:  # without a flow map the second time is silent
+            self.model.time_t.requires_grad_(two_times)
         self.ema = fmlm.EMA(self.model, options.ema)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=options.lr, weight_decay=0,
                                            fused=True)
@@ -181,7 +189,7 @@ class Run:
         tokens, prompt = drawn
         x1 = F.one_hot(tokens, self.task.vocab_size).float()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
-            loss, context = LOSSES[self.options.objective](self, model, x1, prompt)
+            loss, context = loss_of(self.options.objective)(self, model, x1, prompt)
         self.parts["loss"] = loss.detach()
         if self.world > 1:  # DDP averages over processes: all tokens are to count alike
             count = (~context).sum()

@@ -11,8 +11,10 @@ import io
 import os
 import pickletools
 import zipfile
+from importlib import import_module
 from itertools import count
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -26,9 +28,12 @@ CHECKPOINTS = ROOT / "checkpoints"
 FORMAT = 3  # 2 had neither the state of the task nor that of the schedule: it is read as well
 TRAIN = "`python train.py`, or `python train.py sudoku9` for 9x9"
 OBJECTIVES = ("fmlm+", "fmlm", "flm", "mdm", "mlfm")
+BASELINES = {"ar": "baselines.ar", "duo": "baselines.duo", "candi": "baselines.candi",
+             "sflm": "baselines.sflm", "sflm-naive": "baselines.sflm"}  # other systems' objectives
+ONE_BY_ONE = ("ar",)  # a pass a token, no less
 WITHOUT_CONTEXT = ("fmlm", "flm")  # trained with all tokens at one time: they cannot complete
 LARGEST = dict(vocab_size=4096, width=4096, depth=128, heads=4096)  # none larger is made or read
-MOST_ENTRIES, MOST_OPERATIONS, LONGEST_PICKLE = 20_000, 2**20, 2**23  # twice what LARGEST needs
+MOST_ENTRIES, MOST_OPERATIONS, LONGEST_PICKLE = 20_000, 2**20, 2**23  # over three times LARGEST
 GLOBALS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2",  # what torch.save names
            *(f"torch {kind}Storage" for kind in "Float Double Half Long Int Byte Bool".split())}
 
@@ -191,7 +196,8 @@ def read_checkpoint(path: str | Path) -> dict:
         raise ValueError(f"{path} is of the task {head['task'][:40]!r}, which is not here: choose "
                          f"a checkpoint of {', '.join(TASKS)}")
     network = head["network"]
-    if (head["objective"] not in OBJECTIVES or not isinstance(state.get("state"), dict)
+    if (head["objective"] not in (*OBJECTIVES, *BASELINES)
+            or not isinstance(state.get("state"), dict)
             or not all(1 <= size <= LARGEST[name] for name, size in network.items())
             or network["width"] % network["heads"]):
         raise damaged
@@ -204,7 +210,8 @@ def read_checkpoint(path: str | Path) -> dict:
             or not alike(weights, build(state, task, "meta").state_dict())  # takes no memory
             or sum(w.numel() * w.element_size() for w in weights.values()) > path.stat().st_size
             or not all(weight.isfinite().all() for weight in weights.values())
-            or not weights["coords"].equal(task.coords)):
+            or not all(weight.equal(task.coords) for name, weight in weights.items()
+                       if name.endswith("coords"))):
         raise damaged
     return state
 
@@ -226,9 +233,17 @@ def alike(saved: object, own: object) -> bool:
 # ---- the network of a checkpoint
 
 
+def baseline(objective: str) -> ModuleType | None:
+    """The module of another system (see baselines/__init__.py), None for an objective of fmlm's."""
+    return import_module(BASELINES[objective]) if objective in BASELINES else None
+
+
 def build(info: dict, task: Task, device: str | torch.device = "cpu") -> Denoiser:
     """The network that a checkpoint describes, with fresh weights."""
     with torch.device(device):
+        if system := baseline(info["objective"]):
+            sizes = {name: size for name, size in info["network"].items() if name != "vocab_size"}
+            return system.network(task, sizes)
         return Denoiser(coords=task.coords, **info["network"])
 
 

@@ -86,8 +86,8 @@ def processes() -> tuple[int, int]:
                          f"below WORLD_SIZE, not {', '.join(words.values())!r}: unset them")
     rank, world, local = map(int, words.values())
     if world > 1 and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
-        raise ValueError(f"WORLD_SIZE {world} without MASTER_ADDR and MASTER_PORT: start with torchrun, "
-                         "or unset it")
+        raise ValueError(f"WORLD_SIZE {world} without MASTER_ADDR and MASTER_PORT: start with "
+                         "torchrun, or unset it")
     if world > 1 and torch.cuda.is_available():
         torch.cuda.set_device(local)
     return rank, world
@@ -101,11 +101,11 @@ def clue_count(text: str) -> int | str:
 def figure_file(text: str) -> str:
     """The type of an option that names a picture. Checked before the work, not after it."""
     file = Path(path(text))
-    if (file.suffix.lower() not in (".png", ".pdf", ".svg") or file.is_dir()
-            or not file.parent.is_dir()):
+    if (file.suffix.lower() not in (".png", ".pdf", ".svg") or text.endswith(os.sep)
+            or file.is_dir() or not file.parent.is_dir()):
         raise argparse.ArgumentTypeError(f"must be a .png, .pdf or .svg in a folder that exists, "
                                          f"not {text!r}")
-    return str(file)
+    return text
 
 
 def say(words: str) -> None:

@@ -4,12 +4,14 @@ bound."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
 import fmlm
+from harness.checkpoints import ONE_BY_ONE, baseline
 from harness.tasks import Task
 
 BATCH = 100  # sequences at a time: bounds the memory, and a CPU's caches hold what a layer computes
@@ -44,17 +46,25 @@ def posterior(model: fmlm.Denoiser, objective: str, tokens: Tensor, context: Ten
     return torch.cat([model(x, time, time) for x, time in parts])
 
 
+@torch.no_grad()
 def likelihood_bound(task: Task, model: fmlm.Denoiser, objective: str, generator: Generator,
-                     n: int = 5000) -> tuple[float, float]:
+                     n: int = 5000) -> tuple[float, float] | None:
     """The MDM bound on -log p(sequence), nats, on held-out ones: its mean over n draws and its 95%
-    half-width.
+    half-width. Of another system its own, exact or a bound, or None if it has none.
 
     A sequence with m of its L tokens masked, m uniform on 1 ... L, counts L/m times the sum of its
     cross-entropies: the 1/f weight of MDLM with f integrated out, given m. The m are stratified, so
     only the spread at equal m counts as error.
     """
+    system = baseline(objective)
+    if system and not system.likelihood:
+        return None
     tokens = task.held_out(min(n, 2000)).to(generator.device)
     tokens = tokens[torch.arange(n, device=tokens.device) % len(tokens)]
+    if system:
+        x1, draws = F.one_hot(tokens, task.vocab_size).float(), fmlm.Draws(generator, tokens.device)
+        nats = torch.cat([system.likelihood(model, part, draws) for part in x1.split(BATCH)])
+        return float(nats.mean()), 1.96 * float(nats.std()) / math.sqrt(n)
     length = tokens.shape[1]
     strata = fmlm.Draws(generator, tokens.device).stratified(n)
     masked = (strata * length).long().clamp(max=length - 1) + 1
@@ -66,6 +76,11 @@ def likelihood_bound(task: Task, model: fmlm.Denoiser, objective: str, generator
     # Neighbours in m: their difference is free of it.
     first, second = nats[masked.argsort()][:n // 2 * 2].view(-1, 2).T
     return float(nats.mean()), 1.96 * math.sqrt(float((first - second).square().mean()) / 2 / n)
+
+
+def usual(objective: str, length: int, budgets: Sequence[int]) -> Sequence[int]:
+    """The NFE to try where none is asked for: these, or one a token where no fewer will do."""
+    return [length] if objective in ONE_BY_ONE else budgets
 
 
 def passes_used(known: Tensor, trace: list) -> Tensor:

@@ -7,7 +7,8 @@ import os
 import sys
 
 from harness import commands, runs
-from harness.checkpoints import LARGEST, OBJECTIVES, WITHOUT_CONTEXT, read_checkpoint
+from harness.checkpoints import (BASELINES, LARGEST, OBJECTIVES, WITHOUT_CONTEXT,
+                                 read_checkpoint)
 from harness.tasks import TASKS, Task, load_task
 
 DEFAULTS = dict(objective="fmlm+", lr=2e-3, warmup=100, ema=0.999, seed=0, bf16=True, compile=True,
@@ -25,12 +26,13 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, Task, dict |
     first.add_argument("--resume", type=commands.path)
     resumed = first.parse_known_args(arguments)[0].resume
     state = None if resumed is None else read_checkpoint(resumed)
-    default = state["task"] if state else "sudoku4"
+    default = state["task"] if state else next(iter(TASKS))
     name = next((word for word in arguments if word in TASKS), default)
     task = load_task(name, state["state"] if state and state["task"] == name else None)
     options = _parser(task).parse_args(arguments)
-    if options.task not in (None, name):
-        load_task(options.task)  # says which tasks there are
+    if options.task not in (None, name):  # none at all, or one after an option's value of its name
+        task = load_task(options.task)
+        options = _parser(task).parse_args(arguments)
     settings = _settings(state, task, resumed) if state and not options.ship else {}
     free = {"steps", "minutes", "bf16", "compile", "teacher"}
     for name in settings.keys() - free:
@@ -51,7 +53,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, Task, dict |
 
 
 def _settings(state: dict, task: Task, path: str) -> dict:
-    """The settings of the run in a checkpoint. ValueError for those that no command line can ask."""
+    """The settings of the run in a checkpoint. ValueError for those that no command line asks."""
     settings = runs.settings_of(state, task, path)
     words = [f"--{name}={value}" if type(value) is not bool else f"--{'' if value else 'no-'}{name}"
              for name, value in settings.items() if value is not None and name != "task"]
@@ -67,8 +69,8 @@ def _parser(task: Task) -> commands.Parser:
                              "print its evaluation table.")
     add, switch = parser.add_argument, argparse.BooleanOptionalAction
     default = DEFAULTS | task.settings
-    add("task", nargs="?", help=f"{', '.join(TASKS)}; default: sudoku4")
-    add("--objective", choices=OBJECTIVES, help="default: fmlm+")
+    add("task", nargs="?", help=f"{', '.join(TASKS)}; default: {next(iter(TASKS))}")
+    add("--objective", choices=(*OBJECTIVES, *BASELINES), help="default: fmlm+")
     add("--steps", type=commands.COUNT, help="length of the schedule; default: that of --minutes")
     add("--minutes", type=commands.number(0, 10**6),
         help="length of the schedule, or of this sitting where --steps is given (default "

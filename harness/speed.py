@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 def sampling(sampler: Callable[..., Tensor], model: Denoiser, length: int,
-             device: torch.device) -> None:
+             device: torch.device, budgets: Sequence[int] = (1, 4, 16)) -> None:
     """Print sequences per second and milliseconds a call, by batch size and NFE; batch 1 shows the
     latency of one sequence."""
     print(f"{'batch':>7}{'NFE':>6}{'sequences/s':>12}{'ms a call':>12}")
-    for batch, nfe in itertools.product((1, 64, 256), (1, 4, 16)):
+    for batch, nfe in itertools.product((1, 64, 256), budgets):
         tokens = torch.zeros(batch, length, dtype=torch.int64, device=device)
         seconds = []
         for _ in range(6):

@@ -96,7 +96,7 @@ def load_task(name: str, state: dict | None = None) -> Task:
 
 def name_of(texts: Sequence[str]) -> str | None:
     """The task whose sequences these texts look like, by each module's `suits`; None for none.
-    The last module is asked first: Sudoku takes any text for the puzzle that it comes closest to."""
+    The last module is asked first: Sudoku takes any text for the puzzle that it is closest to."""
     modules = [import_module(module) for module in reversed(dict.fromkeys(TASKS.values()))]
     return next((name for module in modules if (name := module.suits(texts))), None)
 

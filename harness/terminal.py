@@ -1,14 +1,47 @@
-"""What sample.py prints: sequences, verdicts, and a refinement pass after pass."""
+"""The command line of sample.py, and what it prints: sequences, verdicts, refinement."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 
 from torch import Tensor
 
+from harness import commands
 from harness.tasks import Task
+
+
+def parser(samplers: list[str]) -> commands.Parser:
+    """The command line of sample.py."""
+    parser = commands.Parser(prog="sample.py", description="Draw sequences, or complete given "
+                             "ones, with a trained checkpoint.")
+    add = parser.add_argument
+    add("checkpoint", nargs="?", type=commands.path,
+        help="default: the newest trained here, of the puzzle's task, else the weights that ship")
+    given = parser.add_mutually_exclusive_group()
+    given.add_argument("--puzzle", "--given", metavar="STRING",
+                       help="complete this: a puzzle, row after row, . or 0 for an empty cell; or "
+                       "words, _ for a missing one")
+    given.add_argument("--puzzles", type=commands.path, metavar="FILE", help="complete one a line")
+    add("-n", type=commands.COUNT, default=4, help="sequences to draw (default 4)")
+    add("--sampler", metavar="NAME",
+        help=f"{', '.join(samplers)}; default: what suits the checkpoint")
+    add("--nfe", type=commands.NFE, help="network passes for each, at most (default 4; for "
+        "ar, which takes no fewer, the tokens of a sequence)")
+    add("--threshold", type=commands.number(0, math.inf, open=False), metavar="P",
+        help="of Posterior Refinement: p_max from which a token is committed (published: 0.999; "
+        "inf: never more than the uniform budget; default: 1 - 0.05 / nfe)")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--trace", action="store_true", help="show the first one pass after pass")
+    shown.add_argument("--json", action="store_true", help="print one JSON document")
+    add("--bench", action="store_true", help="time the sampler by batch and NFE, from nothing")
+    add("--bf16", action="store_true", help="matrix products in bfloat16")
+    add("--compile", action="store_true", help="half a minute to start, then faster: for thousands")
+    add("--seed", type=commands.SEED, default=0)
+    commands.device_option(parser)
+    return parser
 
 
 def trace(task: Task, given: Tensor, records: list) -> str:
@@ -38,6 +71,13 @@ def verdicts(task: Task, given: Tensor, tokens: Tensor, right: Tensor | None, so
                  task.remark(given[i], good)]
         lines.append("\n".join([task.show(tokens[i]), "; ".join(filter(None, words)), ""]))
     return "\n".join(lines)
+
+
+def count(right: Tensor | None, n: int, solving: bool) -> str:
+    """How many of n sequences are right; how many there are where nothing can be checked."""
+    if right is None:
+        return f"{n} drawn"
+    return f"{int(right.sum())} of {n} {'solved' if solving else 'valid'}"
 
 
 def document(task: Task, tokens: Tensor, right: Tensor | None, solving: bool, passes: int) -> str:

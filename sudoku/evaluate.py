@@ -20,11 +20,11 @@ from torch import Generator
 
 import fmlm
 from harness import commands
-from harness.checkpoints import (WITHOUT_CONTEXT, load_checkpoint, newest_checkpoint,
+from harness.checkpoints import (WITHOUT_CONTEXT, baseline, load_checkpoint, newest_checkpoint,
                                  read_checkpoint, task_of)
-from harness.measure import likelihood_bound, posterior, share
+from harness.measure import likelihood_bound, posterior, share, usual
 from harness.tasks import Task
-from sample import SAMPLERS, Sampler, choose_sampler
+from sample import SAMPLERS, Sampler, choose_sampler, samplers_for
 from sudoku import boards as sudoku
 
 ASIDE = ("block", "posterior-reopened")  # shown on demand: not in the paper's tables
@@ -95,8 +95,7 @@ def asked(path: str, info: dict, options: argparse.Namespace) -> list[tuple[str,
     if objective in WITHOUT_CONTEXT and options.clues:
         raise ValueError(f"{path} was trained as {objective}, which knows no context, so it cannot "
                          "solve puzzles: leave --clues out")
-    names = options.sampler or [name for name, sampler in SAMPLERS.items()
-                                if objective in sampler.objectives and name not in ASIDE]
+    names = options.sampler or [name for name in samplers_for(objective) if name not in ASIDE]
     return [choose_sampler(objective, name, options.threshold) for name in names]
 
 
@@ -115,17 +114,23 @@ def evaluate(path: str, options: argparse.Namespace) -> dict:
                 "threshold": "inf" if threshold == math.inf else threshold}  # JSON has no infinity
     document["unconditional"] = [
         {"sampler": name, **unconditional(shape, model, sampler, nfe, options.n, draws())}
-        for name, sampler in samplers for nfe in options.nfe or BUDGETS[shape.size]]
+        for name, sampler in samplers
+        for nfe in options.nfe or usual(objective, shape.cells, BUDGETS[shape.size])]
     if objective in WITHOUT_CONTEXT:
         return document
     document["puzzles"] = [
         {"sampler": name, **puzzles(shape, model, sampler, nfe, options.n, clues, draws())}
         for name, sampler in samplers for clues in options.clues or []
-        for nfe in options.nfe or [1, 2, 4, 8, 16]]
-    bound, error = likelihood_bound(task, model, objective, draws())
+        for nfe in options.nfe or usual(objective, shape.cells, [1, 2, 4, 8, 16])]
+    found = likelihood_bound(task, model, objective, draws())
+    if not found:
+        return document
+    bound, error = found
     document["likelihood"] = {"bound": round(bound, 3), "plus_minus": round(error, 3),
                               "limit": round(math.log(sudoku.BOARD_COUNT[shape.name]), 3)}
-    if shape.size == 4:
+    if system := baseline(objective):
+        document["likelihood"]["kind"] = system.KIND
+    elif shape.size == 4:
         document["kl"] = against_exact(shape, model, objective, draws())
     return document
 
@@ -166,8 +171,10 @@ def report(document: dict) -> str:
     if "likelihood" in document:
         count = f"{sudoku.BOARD_COUNT[document['task']]:,}"
         lines += ["",
-                  "likelihood bound {bound} +- {plus_minus} nats a board; no honest one is below "
-                  "log {0} = {limit}".format(count, **document["likelihood"])]
+                  "likelihood {kind} {bound} +- {plus_minus} nats a board; no honest one is below "
+                  "log {0} = {limit}".format(count, **dict(kind="bound") | document["likelihood"])]
+    elif "puzzles" in document:
+        lines += ["", f"no likelihood: {document['objective']} has none, and no bound"]
     if "kl" in document:
         kl = document["kl"]
         lines += ["",

@@ -2,13 +2,18 @@
 
 It looks for what it shows: of 64 held-out puzzles it takes those whose first draft is wrong and
 whose last is right, and of these the first that took most rounds. --puzzle takes the puzzle as it
-is, --clues 0 draws boards from nothing.
+is, --clues 0 draws boards from nothing. --animate FILE.gif, in place of --out, shows the rounds
+one after the other.
 """
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -23,6 +28,7 @@ from sudoku import boards as sudoku
 from sudoku.evaluate import shape_of
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 CANDIDATES = 64
@@ -34,6 +40,8 @@ KINDS = {  # of a drafted cell: color of its digit and behind it (None: SHADE), 
     "wrong": ("#d3202a", None, "unsure and wrong: back to noise"),
     "lost": ("white", (0.83, 0.13, 0.16, 1), "committed, yet wrong"),
 }
+NOISE = ("#9a9a9a", (1, 1, 1, 1))  # of the dot that stands for noise, and behind it
+DRAFT, BACK, END = 1500, 800, 4000  # milliseconds that a frame of an animation is shown
 
 # ---- a board over the rounds
 
@@ -78,35 +86,46 @@ def refine_one(shape: sudoku.Shape, model: Model, given: Tensor, nfe: int,
     return given[best], [Pass(*(part[best] for part in record)) for record in trace[:rounds[best]]]
 
 
-def draw_board(shape: sudoku.Shape, given: Tensor, trace: list[Pass]) -> Figure:
-    """One panel a round, from `refine_one`: every digit of the draft in the color of its kind,
-    shaded by 1 - p_max."""
-    columns, size = min(len(trace), 4), shape.size
-    rows = -(-len(trace) // columns)
-    figure = new_figure(2.5 * columns, 2.9 * rows + 0.4)
+def behind(kind: str, p_max: float) -> tuple[float, ...]:
+    """The color behind a digit."""
+    return KINDS.get(kind, NOISE)[1] or (*SHADE, 0.12 + 0.88 * (1 - p_max))
+
+
+def draw_panel(axis: Axes, shape: sudoku.Shape, cells: list[str], digits: list[int],
+               p_max: list[float], large: float = 1) -> None:
+    """One board: every digit in the color of its kind, shaded by 1 - p_max; noise is a dot. Drawn
+    so many times as large as a panel of 2.5 inches."""
+    size = shape.size
+    axis.set(xticks=[], yticks=[], frame_on=False)
+    colors = torch.tensor([behind(*cell) for cell in zip(cells, p_max)])
+    axis.imshow(colors.reshape(size, size, 4).numpy(), extent=(0, size, size, 0))
+    for i, kind in enumerate(cells):
+        axis.text(i % size + 0.5, i // size + 0.54, "·" if kind == "noise" else f"{digits[i] + 1}",
+                  color=KINDS.get(kind, NOISE)[0], ha="center", va="center",
+                  fontsize=large * 90 / size)
+    for k in range(size + 1):
+        for line, box in ((axis.axhline, shape.box_rows), (axis.axvline, shape.box_cols)):
+            line(k, color="black", linewidth=0.3 if k % box else 1.3, clip_on=False)
+
+
+def draw_round(axis: Axes, shape: sudoku.Shape, cells: list[str], record: Pass, title: str,
+               shown: list[str] | None = None, large: float = 1) -> None:
+    """The draft of a round, whose cells are of these `kinds` (and `shown` so, if given), and what
+    became of it in words."""
+    draw_panel(axis, shape, shown or cells, record.draft.tolist(), record.confidence.tolist(),
+               large)
+    unsure, wrong, lost = map(cells.count, ("unsure", "wrong", "lost"))
+    axis.set_title(f"{title}: {wrong + lost} wrong", fontsize=10)
+    axis.set_xlabel(f"{int(record.committed.sum())} committed, {unsure + wrong} back to noise",
+                    fontsize=9)
+
+
+def draw_legend(figure: Figure, shown: set[str], columns: int) -> None:
+    """The kinds that are there, below the boards."""
     from matplotlib.legend_handler import HandlerTuple
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    behind = lambda kind, p_max: KINDS[kind][1] or (*SHADE, 0.12 + 0.88 * (1 - p_max))
-    committed, shown = torch.zeros_like(given, dtype=torch.bool), set()
-    for number, record in enumerate(trace, 1):
-        committed = committed | record.committed
-        cells = kinds(shape, given, record.draft, committed)
-        shown |= set(cells)
-        axis = figure.add_subplot(rows, columns, number, xticks=[], yticks=[], frame_on=False)
-        colors = [behind(*cell) for cell in zip(cells, record.confidence.tolist())]
-        axis.imshow(torch.tensor(colors).reshape(size, size, 4).numpy(), extent=(0, size, size, 0))
-        for i, kind in enumerate(cells):
-            axis.text(i % size + 0.5, i // size + 0.54, f"{record.draft[i] + 1}",
-                      color=KINDS[kind][0], ha="center", va="center", fontsize=90 / size)
-        for k in range(size + 1):
-            for line, box in ((axis.axhline, shape.box_rows), (axis.axvline, shape.box_cols)):
-                line(k, color="black", linewidth=0.3 if k % box else 1.3, clip_on=False)
-        unsure, wrong, lost = map(cells.count, ("unsure", "wrong", "lost"))
-        axis.set_title(f"Round {number}: {wrong + lost} wrong", fontsize=10)
-        axis.set_xlabel(f"{int(record.committed.sum())} committed, {unsure + wrong} back to noise",
-                        fontsize=9)
     entries = {words: (Patch(facecolor=behind(kind, 0.7), edgecolor="black", linewidth=0.4),
                        Line2D([], [], marker="$5$", color=color, linestyle="", markersize=5,
                               markeredgewidth=0))
@@ -114,10 +133,84 @@ def draw_board(shape: sudoku.Shape, given: Tensor, trace: list[Pass]) -> Figure:
     shades = tuple(Patch(facecolor=behind("unsure", p_max)) for p_max in (1, 0.7, 0.4))
     if shown & {"unsure", "wrong"}:
         entries[r"darker: lower $p_{\max}$"] = shades
-    figure.legend(entries.values(), entries, loc="outside lower center", ncols=columns + 1,
+    figure.legend(entries.values(), entries, loc="outside lower center", ncols=columns,
                   frameon=False, fontsize=9, handlelength=1.3, handleheight=1.3, columnspacing=1.5,
                   handler_map={shades: HandlerTuple(None, 0)})
+
+
+def kinds_of_rounds(shape: sudoku.Shape, given: Tensor, trace: list[Pass]) -> list[list[str]]:
+    """The `kinds` of every round's draft."""
+    committed, rounds = torch.zeros_like(given, dtype=torch.bool), []
+    for record in trace:
+        committed = committed | record.committed
+        rounds.append(kinds(shape, given, record.draft, committed))
+    return rounds
+
+
+def draw_board(shape: sudoku.Shape, given: Tensor, trace: list[Pass]) -> Figure:
+    """One panel a round, from `refine_one`: every digit of the draft in the color of its kind,
+    shaded by 1 - p_max."""
+    columns = min(len(trace), 4)
+    rows = -(-len(trace) // columns)
+    figure = new_figure(2.5 * columns, 2.9 * rows + 0.4)
+    rounds = kinds_of_rounds(shape, given, trace)
+    for number, (cells, record) in enumerate(zip(rounds, trace), 1):
+        axis = figure.add_subplot(rows, columns, number)
+        draw_round(axis, shape, cells, record, f"Round {number}")
+    draw_legend(figure, set().union(*rounds), columns + 1)
     return figure
+
+
+def draw_frames(shape: sudoku.Shape, given: Tensor,
+                trace: list[Pass]) -> Iterator[tuple[Figure, int]]:
+    """The same, one round after the other in one figure, and for how many milliseconds it is to be
+    seen: the noise, every draft, and what is left once its unsure cells are noise again."""
+    figure, rounds = new_figure(4.6, 5.8), kinds_of_rounds(shape, given, trace)
+    axis = figure.add_subplot()
+    draw_legend(figure, set().union(*rounds), 2)
+    noise = ["noise" if digit < 0 else "clue" for digit in given.tolist()]
+    draw_panel(axis, shape, noise, given.tolist(), [1.0] * shape.cells, large=1.7)
+    axis.set_title("Noise", fontsize=10)
+    axis.set_xlabel(f"{noise.count('noise')} cells to draft", fontsize=9)
+    figure.draw_without_rendering()  # finds a place for everything
+    figure.set_layout_engine("none")  # where it stays
+    yield figure, BACK
+    for number, (cells, record) in enumerate(zip(rounds, trace), 1):
+        last = number == len(trace)
+        left = ["noise" if kind in ("unsure", "wrong") else kind for kind in cells]
+        for shown, time in ((cells, END if last else DRAFT), (left, BACK))[:1 if last else 2]:
+            axis.clear()
+            title = f"Round {number} of {len(trace)}"
+            draw_round(axis, shape, cells, record, title, shown, large=1.7)
+            yield figure, time
+
+
+def save_animation(frames: Iterator[tuple[Figure, int]], file: str) -> None:
+    """Write figures, each shown for so many milliseconds, as one picture that moves, and say where.
+    All frames have the palette of the first draft."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image  # matplotlib brings it
+
+    pictures, times = [], []
+    for figure, time in frames:
+        canvas = FigureCanvasAgg(figure)
+        figure.set_dpi(100)
+        canvas.draw()
+        pictures.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
+        times.append(time)
+    palette = pictures[min(1, len(pictures) - 1)].quantize(128)
+    pictures = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
+    pictures[0].save(file, save_all=True, append_images=pictures[1:], duration=times, loop=0)
+    print(f"animation: {file}")
+
+
+def animation_file(text: str) -> str:
+    """The type of --animate. Checked before the work, not after it."""
+    file = Path(commands.path(text))
+    if file.suffix.lower() not in (".gif", ".png") or file.is_dir() or not file.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"must be a .gif or .png in a folder that exists, not "
+                                         f"{text!r}")
+    return text
 
 
 @commands.command("sudoku.plot")
@@ -134,8 +227,11 @@ def main(arguments: list[str] | None = None) -> int:
                         help='of a held-out puzzle, or "minimal" (default 30); 0: none')
     add("--nfe", type=commands.NFE, default=4, help="rounds, one pass each, at most (default 4)")
     add("--seed", type=commands.SEED, default=0)
-    add("--out", metavar="FILE", required=True, type=commands.figure_file,
-        help="the picture: .png, .pdf or .svg")
+    picture = parser.add_mutually_exclusive_group(required=True)
+    picture.add_argument("--out", metavar="FILE", type=commands.figure_file,
+                         help="the picture: .png, .pdf or .svg")
+    picture.add_argument("--animate", metavar="FILE", type=animation_file,
+                         help="the rounds one after the other: .gif, or .png that moves")
     options = parser.parse_args(arguments)
     path = options.checkpoint or newest_checkpoint(name_of([options.puzzle or ""]))
     model, info = load_checkpoint(path)
@@ -147,8 +243,11 @@ def main(arguments: list[str] | None = None) -> int:
         given, _ = sudoku.load_puzzles(shape, options.clues, CANDIDATES)
     else:
         given = torch.full((CANDIDATES, shape.cells), -1)
-    figure = draw_board(shape, *refine_one(shape, model, given, options.nfe, options.seed))
-    save_figure(figure, options.out)
+    shown = refine_one(shape, model, given, options.nfe, options.seed)
+    if options.animate:
+        save_animation(draw_frames(shape, *shown), options.animate)
+    else:
+        save_figure(draw_board(shape, *shown), options.out)
     return 0
 
 

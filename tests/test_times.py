@@ -355,3 +355,8 @@ def test_an_flm_learns_which_word_is_whose_partner(tau):
     first, second = vocabulary.draw(vocabulary.learn_pairs(partner, tau, 150, 0), 2, 4, tau, 200, 0)
     assert (partner[first] == second).float().mean() > 0.25 + 5 * 0.031
 
+
+@pytest.mark.parametrize("rank, world", [(1, 1), (-1, 2), (0, 0), (2, 2)])
+def test_a_rank_that_no_process_has_is_refused(rank, world):
+    with pytest.raises(ValueError, match=f"of {world} processes none has the rank {rank}"):
+        fmlm.Draws(rank=rank, world=world)

@@ -1,0 +1,1 @@
+"""Language: arithmetic stories with checkable answers, and any text file (see text/task.py)."""

@@ -1,0 +1,284 @@
+"""The evaluation tables: python -m text.evaluate CKPT... [--nfe 1 4 16] [--sampler posterior]
+
+Stories, by the number of network passes (NFE): valid ones in % of those drawn from nothing, with a
+95% interval; how many different ones are among these; the errors by kind; and the total variation
+distance of each marginal to the law. Then held-out questions: how many of their stories are valid,
+and how many answers are right, whatever the work says; with --gaps also stories whose events are
+missing. The generator's own stories stand below.
+Any text: unigram entropy of a sample, different samples, runs of 8 tokens that are copied from the
+training text, unknown tokens; held-out text stands below. Where its lines are questions, how many
+are answered right. The likelihood bound for all that have a delta_{0,0}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Generator, Tensor
+
+from harness import commands
+from harness.checkpoints import (WITHOUT_CONTEXT, baseline, load_checkpoint, newest_checkpoint,
+                                 read_checkpoint, task_of)
+from harness.measure import likelihood_bound, share, usual
+from harness.tasks import Task
+from sample import SAMPLERS, Sampler, choose_sampler, samplers_for
+from text import corpus
+from text.stories import total_variation
+from text.task import Stories
+from text.tokens import END, UNKNOWN
+
+ASIDE = ("block", "posterior-reopened")  # shown on demand: not in the paper's tables
+BUDGETS = [1, 2, 4, 8, 16]
+KINDS = ("form", "copy", "sum")  # of errors
+ANSWER = "####"  # what GSM8K writes before the answer
+
+
+# ---- stories
+
+
+def drawn_stories(task: Stories, tokens: Tensor) -> dict:
+    """Of stories from nothing, (n, L): valid ones, different valid ones, errors, and distances."""
+    verdicts = [task.language.judge(row) for row in tokens.tolist()]
+    good = torch.tensor([verdict.valid for verdict in verdicts])
+    errors = [verdict.error for verdict in verdicts]
+    return {**share(good), "distinct": len(tokens.cpu()[good].unique(dim=0)),
+            "errors": {kind: round(100 * errors.count(kind) / len(errors), 2) for kind in KINDS},
+            "tv": {name: round(apart, 4)
+                   for name, apart in total_variation(task.language, verdicts).items()}}
+
+
+def asked_stories(task: Stories, tokens: Tensor, stories: Tensor, prompt: Tensor) -> dict:
+    """Of stories of which a part was given, (n, L), against those it was taken from: valid ones,
+    and in how many the answer is right, whatever else is."""
+    read, kept = task.language, ((tokens == stories) | ~prompt).all(1).tolist()
+    verdicts = [read.judge(row) for row in tokens.tolist()]
+    good = torch.tensor([verdict.valid and same for verdict, same in zip(verdicts, kept)])
+    right = [read.answer(read.text(row)) == read.answer(read.text(true))
+             for row, true in zip(tokens.tolist(), stories.tolist())]
+    errors = [verdict.error for verdict in verdicts]
+    return {**share(good), "answers": round(100 * sum(right) / len(right), 2),
+            "errors": {kind: round(100 * errors.count(kind) / len(errors), 2) for kind in KINDS}}
+
+
+# ---- any text
+
+
+def drawn_text(task: Task, tokens: Tensor, training: Tensor) -> dict:
+    """Of text from nothing, (n, L): what there is to say without another model as its judge."""
+    return {"entropy": round(float(corpus.unigram_entropy(tokens).mean()), 3),
+            "distinct": len(tokens.unique(dim=0)),
+            "copied": round(100 * corpus.copied(tokens, training), 2),
+            "unknown": round(100 * float((tokens == task.ids[UNKNOWN]).double().mean()), 2)}
+
+
+def asked_text(task: Task, tokens: Tensor, truth: Tensor, lengths: Tensor) -> dict:
+    """Of questions that were answered, (n, L): how many as the text does. Where it marks its
+    answers by ####, what stands behind it counts, else every token."""
+    end, mark = task.ids[END], task.ids.get(ANSWER)
+
+    def answer(row: list[int], start: int) -> list[int] | None:
+        row = row[start:]
+        row = row[:row.index(end)] if end in row else row
+        if mark in row:
+            return row[len(row) - row[::-1].index(mark):]
+        return None if mark is not None else row
+
+    right = [answer(row, start) is not None and answer(row, start) == answer(true, start)
+             for row, true, start in zip(tokens.tolist(), truth.tolist(), lengths.tolist())]
+    return share(torch.tensor(right))
+
+
+# ---- both
+
+
+def evaluate(path: str, options: argparse.Namespace) -> dict:
+    """Everything there is to say about one checkpoint, as one dictionary. Each figure draws from
+    the seed alone: it is the same whatever else was asked, and two checkpoints meet the same
+    draws. ValueError for a checkpoint of another task, or whose text is not there."""
+    model, info = load_checkpoint(path, options.device, options.compile)
+    task, objective = language_of(path, info), info["objective"]
+    stories, length = isinstance(task, Stories), len(task.coords)
+    draws = lambda: Generator(options.device).manual_seed(options.seed)
+    samplers, threshold = samplers_of(objective, options), options.threshold
+    if stories:
+        given, law = task.held_out(options.n), task.language.draw(options.n, draws())
+        prompts = {"puzzles": task.questions(given), "gaps": task.gaps(given)}
+        drawn, asked = drawn_stories, asked_stories
+    else:
+        task.read(options.data if options.data is not None else trained_on(info))
+        given, lengths = task.held_out_pairs(options.n)
+        prompts = {"puzzles": torch.arange(length) < lengths[:, None]}
+        law, training = given, task.corpus.part(test=False)[0]
+        drawn = lambda task, tokens: drawn_text(task, tokens.cpu(), training)
+        asked = lambda task, tokens, given, prompt: asked_text(task, tokens, given, lengths)
+    given = given.to(options.device)
+    nothing = torch.full((options.n, length), -1, device=options.device)
+    step = info.get("step")
+    document = {"checkpoint": str(path), "task": info["task"], "objective": objective,
+                "steps": step if type(step) is int else None,
+                "parameters": sum(weight.numel() for weight in model.parameters()),
+                "seed": options.seed, "bf16": options.bf16,
+                "threshold": "inf" if threshold == math.inf else threshold,  # no infinity in JSON
+                "data": {"n": len(law), **drawn(task, law)}}
+    budgets = options.nfe or usual(objective, length, BUDGETS)
+    document["unconditional"] = []
+    for name, sampler in samplers:
+        for nfe in budgets:
+            tokens, passes = sampler.measured(model, nothing, nfe, draws())
+            document["unconditional"].append({"sampler": name, "nfe": nfe, "n": options.n,
+                                              "passes": passes, **drawn(task, tokens)})
+    if objective in WITHOUT_CONTEXT:
+        return document
+    for kind in ("puzzles", "gaps") if options.gaps else ("puzzles",):
+        prompt, rows = prompts[kind].to(options.device), []
+        for name, sampler in samplers if prompt.any() else ():
+            for nfe in budgets:
+                tokens, passes = sampler.measured(model, given.where(prompt, -1), nfe, draws())
+                rows.append({"sampler": name, "nfe": nfe, "n": len(given), "passes": passes,
+                             **asked(task, tokens, given, prompt)})
+        document |= {kind: rows} if rows else {}
+    found = likelihood_bound(task, model, objective, draws())
+    if not found:
+        return document
+    bound, error = found
+    document["likelihood"] = {"bound": round(bound, 3), "plus_minus": round(error, 3),
+                              "bits_a_token": round(bound / length / math.log(2), 4)}
+    if system := baseline(objective):
+        document["likelihood"]["kind"] = system.KIND
+    if stories:
+        document["likelihood"]["limit"] = round(task.language.entropy, 3)
+    return document
+
+
+def samplers_of(objective: str, options: argparse.Namespace) -> list[tuple[str, Sampler]]:
+    """Those asked for, by name, or all that suit. ValueError for one that does not."""
+    names = options.sampler or [name for name in samplers_for(objective) if name not in ASIDE]
+    return [choose_sampler(objective, name, options.threshold) for name in names]
+
+
+def language_of(path: str, info: dict) -> Task:
+    """The task of a checkpoint. ValueError where it is not one of this folder."""
+    task = task_of(info)
+    if not type(task).__module__.startswith("text."):
+        raise ValueError(f"{path} is of the task {task.name}: evaluate it with python -m "
+                         f"{type(task).__module__.split('.')[0]}.evaluate")
+    return task
+
+
+def trained_on(info: dict) -> str:
+    """The text that a checkpoint was trained on, "" for the Bible."""
+    options = info.get("options")
+    data = options.get("data") if isinstance(options, dict) else None
+    if not isinstance(data, str):
+        raise ValueError("this checkpoint does not say which text it was trained on: name it with "
+                         "--data")
+    return data
+
+
+def measure(path: str, samplers: Sequence[str], budgets: Sequence[int], n: int, seed: int,
+            device: torch.device) -> dict:
+    """What `harness.roads` compares: of text, only what has a share in % that is right."""
+    document = evaluate(path, argparse.Namespace(
+        device=device, compile=True, bf16=False, threshold=None, data=None, gaps=False,
+        sampler=samplers,
+        nfe=budgets, n=n, seed=seed))
+    return {name: rows for name, rows in document.items()
+            if name == "likelihood" or name in ("unconditional", "puzzles")
+            and all("percent" in row for row in rows)}
+
+
+def report(document: dict) -> str:
+    """The document as tables for a terminal."""
+    lines = ["{checkpoint}: {task}, {objective}, {parameters:,} parameters, {steps} steps"
+             .format(**document)]
+    nouns = "texts" if document["task"] == "text" else "stories"
+    titles = {"unconditional": f"{nouns} from nothing", "puzzles": "held-out questions",
+              "gaps": "held-out stories whose events are missing"}
+    for kind, title in titles.items():
+        rows = document.get(kind)
+        if not rows:
+            continue
+        lines += ["", f"{title}, {rows[0]['n']:,}"]
+        lines.append(f"{'NFE':<22}" + "".join(f"{row:>22}" for row in
+                                              dict.fromkeys(row["nfe"] for row in rows)))
+        for name in dict.fromkeys(row["sampler"] for row in rows):
+            lines += table(name, [row for row in rows if row["sampler"] == name])
+        if kind == "unconditional":
+            law = document["data"]
+            source = "held-out text" if nouns == "texts" else "the generator"
+            lines += table(f"{source}, {law['n']:,}", [law])
+    if "likelihood" in document:
+        bound = document["likelihood"]
+        lines += ["", "likelihood {kind} {bound} +- {plus_minus} nats a sequence, {bits_a_token} "
+                  "bits a token".format(**dict(kind="bound") | bound)]
+        if "limit" in bound:
+            lines[-1] += f"; no honest one is below the entropy of the law, {bound['limit']}"
+    return "\n".join(lines)
+
+
+def table(name: str, rows: list[dict]) -> list[str]:
+    """What there is in the rows of a sampler, a line each."""
+    first, lines = rows[0], []
+    if "percent" in first:
+        lines.append(("right, % (95%)", "{percent:.1f} ({low:.1f} - {high:.1f})"))
+    lines += [(words, f"{{{key}}}") for words, key in (
+        ("answer right, %", "answers"), ("entropy, nats", "entropy"), ("distinct", "distinct"),
+        ("copied, %", "copied"), ("unknown, %", "unknown"), ("mean passes", "passes"))
+        if key in first]
+    for group, words in (("errors", "error of {}, %"), ("tv", "TV of {}")):
+        names = dict.fromkeys(key for row in rows for key in row.get(group, ()))
+        lines += [(words.format(key), f"{group}:{key}") for key in names]
+
+    def cell(row: dict, form: str) -> str:
+        group, _, key = form.partition(":")
+        return str(row[group].get(key, "-")) if group in ("errors", "tv") else form.format(**row)
+
+    return [name] + [f"{'  ' + words:<22}" + "".join(cell(row, form).rjust(22) for row in rows)
+                     for words, form in lines]
+
+
+@commands.command("text.evaluate")
+def main(arguments: list[str] | None = None) -> int:
+    parser = commands.Parser(prog="python -m text.evaluate",
+                             description="Evaluate checkpoints on stories, or on text.")
+    add = parser.add_argument
+    add("checkpoints", nargs="*", metavar="CKPT", type=commands.path,
+        help="default: the newest of stories")
+    add("--nfe", type=commands.NFE, nargs="+",
+        help=f"network passes for each; default: {' '.join(map(str, BUDGETS))}")
+    add("--sampler", nargs="+", metavar="NAME",
+        help=f"default: all that suit but {' and '.join(ASIDE)}, of {', '.join(SAMPLERS)}")
+    add("--threshold", type=commands.number(0, math.inf, open=False), metavar="P",
+        help="of Posterior Refinement (published: 0.999; default: 1 - 0.05 / nfe)")
+    add("--data", type=commands.path, metavar="FILE",
+        help="of a text: what it was trained on, if that lies elsewhere; a tenth was held out")
+    add("--gaps", action="store_true", help="also fill in the events of held-out stories")
+    add("-n", type=commands.COUNT, default=500,
+        help="sequences, and questions (default 500; of a text, at most those held out)")
+    add("--seed", type=commands.SEED, default=0)
+    commands.device_option(parser)
+    add("--bf16", action="store_true",
+        help="matrix products in bfloat16: faster where there are some")
+    add("--compile", action="store_true", help="half a minute to start, then faster")
+    add("--json", action="store_true", help="print one JSON document")
+    options = parser.parse_args(arguments)
+    paths = options.checkpoints or [newest_checkpoint("stories")]
+    for path in paths:  # all of them, before the first is evaluated
+        info = read_checkpoint(path)
+        task, _ = language_of(path, info), samplers_of(info["objective"], options)
+        if options.gaps and not isinstance(task, Stories):
+            raise ValueError(f"--gaps is for stories, and {path} is of {task.name}")
+        if options.data is not None and isinstance(task, Stories):
+            raise ValueError(f"--data is for a text, and {path} is of {task.name}")
+    with torch.autocast(options.device.type, torch.bfloat16, enabled=options.bf16):
+        documents = [evaluate(path, options) for path in paths]
+    print(json.dumps(documents) if options.json else "\n\n".join(map(report, documents)))
+    return 0
+
+
+if __name__ == "__main__":
+    commands.run(main)
