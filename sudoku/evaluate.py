@@ -10,7 +10,6 @@ against the exact conditional marginals. The likelihood bound for all that have 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Sequence
 
@@ -19,7 +18,7 @@ import torch.nn.functional as F
 from torch import Generator
 
 import fmlm
-from harness import commands
+from harness import commands, evaluation
 from harness.checkpoints import (WITHOUT_CONTEXT, baseline, load_checkpoint, newest_checkpoint,
                                  read_checkpoint, task_of)
 from harness.measure import likelihood_bound, posterior, share, usual
@@ -187,35 +186,14 @@ def report(document: dict) -> str:
 
 @commands.command("sudoku.evaluate")
 def main(arguments: list[str] | None = None) -> int:
-    parser = commands.Parser(prog="python -m sudoku.evaluate",
-                             description="Evaluate checkpoints on Sudoku.")
-    add = parser.add_argument
-    add("checkpoints", nargs="*", metavar="CKPT", type=commands.path,
-        help="default: the newest trained here")
-    add("--nfe", type=commands.NFE, nargs="+",
-        help="network passes for each board; default: by size")
-    add("--clues", type=commands.clue_count, nargs="+",
-        help='also solve puzzles with so many clues, or "minimal"')
-    add("--sampler", nargs="+", metavar="NAME",
-        help=f"default: all that suit but {' and '.join(ASIDE)}, of {', '.join(SAMPLERS)}")
-    add("--threshold", type=commands.number(0, math.inf, open=False), metavar="P",
-        help="of Posterior Refinement (published: 0.999; default: 1 - 0.05 / nfe)")
-    add("-n", type=commands.COUNT, default=1000,
-        help="boards, and puzzles of each kind (default 1000)")
-    add("--seed", type=commands.SEED, default=0)
-    commands.device_option(parser)
-    add("--bf16", action="store_true",
-        help="matrix products in bfloat16: faster where there are some")
-    add("--compile", action="store_true", help="half a minute to start, then faster")
-    add("--json", action="store_true", help="print one JSON document")
+    parser = evaluation.parser("sudoku.evaluate", "Sudoku", SAMPLERS, ASIDE, "by size", n=1000)
+    parser.add_argument("--clues", type=commands.clue_count, nargs="+",
+                        help='also solve puzzles with so many clues, or "minimal"')
     options = parser.parse_args(arguments)
     paths = options.checkpoints or [newest_checkpoint()]
     for path in paths:  # all of them, before the first is evaluated
         asked(path, read_checkpoint(path), options)
-    with torch.autocast(options.device.type, torch.bfloat16, enabled=options.bf16):
-        documents = [evaluate(path, options) for path in paths]
-    print(json.dumps(documents) if options.json else "\n\n".join(map(report, documents)))
-    return 0
+    return evaluation.run(options, paths, evaluate, report)
 
 
 if __name__ == "__main__":

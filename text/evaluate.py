@@ -13,14 +13,13 @@ are answered right. The likelihood bound for all that have a delta_{0,0}.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import Generator, Tensor
 
-from harness import commands
+from harness import commands, evaluation
 from harness.checkpoints import (WITHOUT_CONTEXT, baseline, load_checkpoint, newest_checkpoint,
                                  read_checkpoint, task_of)
 from harness.measure import likelihood_bound, share, usual
@@ -243,28 +242,13 @@ def table(name: str, rows: list[dict]) -> list[str]:
 
 @commands.command("text.evaluate")
 def main(arguments: list[str] | None = None) -> int:
-    parser = commands.Parser(prog="python -m text.evaluate",
-                             description="Evaluate checkpoints on stories, or on text.")
-    add = parser.add_argument
-    add("checkpoints", nargs="*", metavar="CKPT", type=commands.path,
-        help="default: the newest of stories")
-    add("--nfe", type=commands.NFE, nargs="+",
-        help=f"network passes for each; default: {' '.join(map(str, BUDGETS))}")
-    add("--sampler", nargs="+", metavar="NAME",
-        help=f"default: all that suit but {' and '.join(ASIDE)}, of {', '.join(SAMPLERS)}")
-    add("--threshold", type=commands.number(0, math.inf, open=False), metavar="P",
-        help="of Posterior Refinement (published: 0.999; default: 1 - 0.05 / nfe)")
-    add("--data", type=commands.path, metavar="FILE",
-        help="of a text: what it was trained on, if that lies elsewhere; a tenth was held out")
-    add("--gaps", action="store_true", help="also fill in the events of held-out stories")
-    add("-n", type=commands.COUNT, default=500,
-        help="sequences, and questions (default 500; of a text, at most those held out)")
-    add("--seed", type=commands.SEED, default=0)
-    commands.device_option(parser)
-    add("--bf16", action="store_true",
-        help="matrix products in bfloat16: faster where there are some")
-    add("--compile", action="store_true", help="half a minute to start, then faster")
-    add("--json", action="store_true", help="print one JSON document")
+    budgets = " ".join(map(str, BUDGETS))
+    parser = evaluation.parser("text.evaluate", "stories, or on text", SAMPLERS, ASIDE, budgets,
+                               n=500)
+    parser.add_argument("--data", type=commands.path, metavar="FILE", help="of a text: what it was "
+                        "trained on, if that lies elsewhere; a tenth was held out")
+    parser.add_argument("--gaps", action="store_true",
+                        help="also fill in the events of held-out stories")
     options = parser.parse_args(arguments)
     paths = options.checkpoints or [newest_checkpoint("stories")]
     for path in paths:  # all of them, before the first is evaluated
@@ -274,10 +258,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError(f"--gaps is for stories, and {path} is of {task.name}")
         if options.data is not None and isinstance(task, Stories):
             raise ValueError(f"--data is for a text, and {path} is of {task.name}")
-    with torch.autocast(options.device.type, torch.bfloat16, enabled=options.bf16):
-        documents = [evaluate(path, options) for path in paths]
-    print(json.dumps(documents) if options.json else "\n\n".join(map(report, documents)))
-    return 0
+    return evaluation.run(options, paths, evaluate, report)
 
 
 if __name__ == "__main__":
