@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import trange
 
-import sample as samplers
 from fmlm import (EMA, Batch, Denoiser, Draws, Model, cross_entropy, data_and_self, flow_map_loss,
                   interpolate, mdm_loss, sample_context, sample_times)
 from harness import commands
 from harness.plot import new_figure, save_figure
+from sample import SAMPLERS
 from toy.exact import Exact
 
 MODES = [[0, 0], [1, 1]]
@@ -152,21 +152,17 @@ def validity(learned: Model, mdm: Model, seed: int = 4, n: int = 4000) -> list[t
     generator = torch.Generator().manual_seed(seed)
     empty, unknown = torch.zeros(n, 2, dtype=torch.int64), torch.zeros(n, 2, dtype=torch.bool)
     valid = lambda pairs: (pairs[:, 0] == pairs[:, 1]).float().mean().item()
-    kinds = [("flow map", samplers.flow_map_sampler, learned, {}, (1, 2, 4)),
-             ("Posterior Refinement", samplers.posterior_refinement, learned, {}, (1, 2)),
-             ("a-priori confidence", samplers.a_priori_confidence, learned, {"draw": "sample"},
-              (1, 2)),
-             ("MDM confidence", samplers.mdm_confidence, mdm, {"draw": "sample"}, (1, 2)),
-             ("MDM ancestral", samplers.mdm_ancestral, mdm, {}, (1, 2, 4))]
+    budgets = {"flow-map": (1, 2, 4), "posterior": (1, 2), "a-priori-sampled": (1, 2),
+               "confidence-sampled": (1, 2), "ancestral": (1, 2, 4)}
     # Of two tokens and k steps, ancestral reveals both in one pass with probability 1/k, and then
     # half are invalid.
-    theory = {"a-priori confidence": {1: 0.5, 2: 1.0}, "MDM confidence": {1: 0.5, 2: 1.0},
-              "MDM ancestral": {1: 0.5, 2: 0.75, 4: 0.875}}
+    theory = {"a-priori-sampled": {1: 0.5, 2: 1.0}, "confidence-sampled": {1: 0.5, 2: 1.0},
+              "ancestral": {1: 0.5, 2: 0.75, 4: 0.875}}
     rows = []
-    for name, sampler, model, options, counts in kinds:
-        for nfe in counts:
-            pairs = sampler(model, empty, unknown, nfe, generator=generator, **options)
-            rows.append((name, nfe, valid(pairs), theory.get(name, {}).get(nfe, 1.0)))
+    for name, nfe in [(name, nfe) for name, counts in budgets.items() for nfe in counts]:
+        model = mdm if "mdm" in SAMPLERS[name].objectives else learned
+        pairs = SAMPLERS[name].run(model, empty, unknown, nfe, generator=generator)
+        rows.append((name, nfe, valid(pairs), theory.get(name, {}).get(nfe, 1.0)))
     return rows
 
 
