@@ -1,5 +1,5 @@
 """Files that are whole or not there, whoever else writes in the same folder and whatever is killed:
-what checkpoints and the cache of boards are written with."""
+what checkpoints, pages, animations and the cache of boards are written with."""
 
 from __future__ import annotations
 
@@ -38,6 +38,16 @@ def written(path: Path, data: bytes | memoryview) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Replace a file whole or not at all. OSError, in one sentence, where the disk refuses."""
+    try:
+        with written(path, data) as part:
+            os.replace(part, path)
+    except OSError as error:
+        raise OSError(f"cannot write {path} ({error.strerror or error}): what it held before is "
+                      "still there") from error
 
 
 @contextlib.contextmanager

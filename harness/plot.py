@@ -2,16 +2,27 @@
 
 Reads what an evaluation prints with --json (python -m sudoku.evaluate CKPT... --json), or the table
 that python -m harness.roads saves; a document may name its line with a "label".
+
+Also what the pictures of refinement share (sudoku/plot.py, text/plot.py): which sequence to show,
+its colors, and how frames become one file that moves.
 """
 
 from __future__ import annotations
 
+import argparse
+import io
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from torch import Tensor
+
 from harness import commands
+from harness.files import replace
+from harness.measure import passes_used
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,6 +32,10 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#00
 MARKERS = "os^DvP*X"  # beside seven colors; lines are dashed once all colors are used
 # {panel: {line: [(NFE, %, low, high), ...]}}
 Panels = dict[str, dict[str, list[tuple[float, ...]]]]
+# of a sequence that is refined: what is given, committed, unsure, wrong; the dot that is noise
+GIVEN, COMMITTED, UNSURE, WRONG, NOISE = "black", "#0b5394", "#6b6b6b", "#d3202a", "#9a9a9a"
+PLAIN, GIVEN_BACK = (1, 1, 1, 1), (0.9, 0.9, 0.9, 1)  # behind a token, and behind a given one
+DRAFT, BACK, END = 1500, 800, 4000  # milliseconds that a frame of an animation is shown
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -98,6 +113,63 @@ def draw_curves(panels: Panels, title: str | None) -> Figure:
                   fontsize=9)
     figure.suptitle(title)
     return figure
+
+
+# ---- a sequence over the rounds of Posterior Refinement
+
+
+def shows_most(known: Tensor, trace: list, corrected: Tensor) -> tuple[int, list]:
+    """Which of the refined sequences shows most, and its own rounds, (L,) each: of those whose
+    first draft is wrong and whose last is right (of all, where none is) the first that took most
+    rounds. known: (n, L) bool, what was given; trace: their `sample.Pass`es; corrected: (n,) bool.
+    """
+    rounds = passes_used(known, trace)
+    best = int((rounds + corrected * (len(trace) + 1)).argmax())
+    return best, [type(record)(*(part[best] for part in record)) for record in trace[:rounds[best]]]
+
+
+def shade(p_max: float) -> tuple[float, ...]:
+    """The color behind a token that goes back to noise: the stronger, the less sure it is."""
+    return (1.0, 0.66, 0.1, 0.12 + 0.88 * (1 - p_max))
+
+
+def animation_file(text: str) -> str:
+    """The type of --animate. Checked before the work, not after it."""
+    file = Path(commands.path(text))
+    if file.suffix.lower() not in (".gif", ".png") or file.is_dir() or not file.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"must be a .gif or .png in a folder that exists, not "
+                                         f"{text!r}")
+    return text
+
+
+def save_animation(frames: Iterator[tuple[Figure, int]], file: str) -> None:
+    """Write figures, each shown for so many milliseconds, as one picture that moves, and say where.
+    All frames have the palette of the first draft, which keeps the file small. The file is replaced
+    whole or not at all. ValueError where pillow is missing."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ValueError("an animation needs pillow: pip install pillow") from error
+    pictures, times = [], []
+    for figure, time in frames:
+        pictures.append(Image.fromarray(pixels(figure)).convert("RGB"))
+        times.append(time)
+    palette = pictures[min(1, len(pictures) - 1)].quantize(128)
+    pictures = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
+    pictures[0].save(data := io.BytesIO(), Path(file).suffix[1:], save_all=True,
+                     append_images=pictures[1:], duration=times, loop=0)
+    replace(Path(file), data.getvalue())
+    print(f"animation: {file}")
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    """A figure as (height, width, 4) bytes, at 100 dots an inch."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    figure.set_dpi(100)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())
 
 
 @commands.command("harness.plot")

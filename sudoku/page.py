@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import base64
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -19,7 +18,7 @@ import torch
 from fmlm import Denoiser
 from harness import commands
 from harness.checkpoints import load_checkpoint, newest_checkpoint
-from harness.files import written
+from harness.files import replace
 from sample import choose_sampler
 from sudoku import boards as sudoku
 
@@ -76,16 +75,6 @@ def page(model: Denoiser, info: dict) -> str:
     return html
 
 
-def write(file: Path, text: str) -> None:
-    """Replace a file whole or not at all. OSError, in one sentence, where the disk refuses."""
-    try:
-        with written(file, text.encode()) as part:
-            os.replace(part, file)
-    except OSError as error:
-        raise OSError(f"cannot write {file} ({error.strerror or error}): what it held before is "
-                      "still there") from error
-
-
 @commands.command("sudoku.page")
 def main(arguments: list[str] | None = None) -> int:
     parser = commands.Parser(prog="python -m sudoku.page",
@@ -97,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     model, info = load_checkpoint(options.checkpoint or newest_checkpoint("sudoku9"))
     text = page(model, info)
-    write(options.out, text)
+    replace(options.out, text.encode())
     print(f"page: {options.out}, {len(text.encode()) / 1e6:.1f} MB")
     return 0
 

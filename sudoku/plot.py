@@ -8,20 +8,18 @@ one after the other.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Generator, Tensor
 
 from fmlm import Model
 from harness import commands
 from harness.checkpoints import load_checkpoint, newest_checkpoint
-from harness.measure import passes_used
-from harness.plot import new_figure, save_figure
+from harness.plot import (BACK, COMMITTED, DRAFT, END, GIVEN, GIVEN_BACK, NOISE, PLAIN, UNSURE,
+                          WRONG, animation_file, new_figure, save_animation, save_figure, shade,
+                          shows_most)
 from harness.tasks import name_of
 from sample import Pass, choose_sampler, posterior_refinement
 from sudoku import boards as sudoku
@@ -32,16 +30,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CANDIDATES = 64
-SHADE = (1.0, 0.66, 0.1)  # behind a digit that goes back to noise, at full strength for p_max = 0
-KINDS = {  # of a drafted cell: color of its digit and behind it (None: SHADE), legend
-    "clue": ("black", (0.9, 0.9, 0.9, 1), "clue"),
-    "committed": ("#0b5394", (1, 1, 1, 1), "committed"),
-    "unsure": ("#6b6b6b", None, "unsure: back to noise"),
-    "wrong": ("#d3202a", None, "unsure and wrong: back to noise"),
+KINDS = {  # of a drafted cell: color of its digit and behind it (None: `shade`), legend
+    "clue": (GIVEN, GIVEN_BACK, "clue"),
+    "committed": (COMMITTED, PLAIN, "committed"),
+    "unsure": (UNSURE, None, "unsure: back to noise"),
+    "wrong": (WRONG, None, "unsure and wrong: back to noise"),
     "lost": ("white", (0.83, 0.13, 0.16, 1), "committed, yet wrong"),
 }
-NOISE = ("#9a9a9a", (1, 1, 1, 1))  # of the dot that stands for noise, and behind it
-DRAFT, BACK, END = 1500, 800, 4000  # milliseconds that a frame of an animation is shown
+DOT = (NOISE, PLAIN)  # of a cell that is noise: the color of its dot, and behind it
 
 # ---- a board over the rounds
 
@@ -72,23 +68,21 @@ def kinds(shape: sudoku.Shape, given: Tensor, draft: Tensor, committed: Tensor) 
 
 def refine_one(shape: sudoku.Shape, model: Model, given: Tensor, nfe: int,
                seed: int) -> tuple[Tensor, list[Pass]]:
-    """Refine puzzles (n, L) and return the one that shows most, (L,), and its rounds, (L,) each: of
-    those that went from a wrong draft to a right board (of all, where none did) the first that took
-    most rounds. ValueError for no empty cell."""
+    """Refine puzzles (n, L) and return the one that shows most, (L,), and its rounds, (L,) each.
+    ValueError for no empty cell."""
     known, trace = given >= 0, []
     boards = posterior_refinement(model, given.clamp(min=0), known, nfe,
                                   generator=Generator().manual_seed(seed), trace=trace)
     if not trace:
         raise ValueError("this puzzle has no empty cell: there is nothing to refine")
-    rounds = passes_used(known, trace)
     corrected = sudoku.valid(shape, boards) & ~sudoku.valid(shape, trace[0].draft)
-    best = int((rounds + corrected * (nfe + 1)).argmax())
-    return given[best], [Pass(*(part[best] for part in record)) for record in trace[:rounds[best]]]
+    best, rounds = shows_most(known, trace, corrected)
+    return given[best], rounds
 
 
 def behind(kind: str, p_max: float) -> tuple[float, ...]:
     """The color behind a digit."""
-    return KINDS.get(kind, NOISE)[1] or (*SHADE, 0.12 + 0.88 * (1 - p_max))
+    return KINDS.get(kind, DOT)[1] or shade(p_max)
 
 
 def draw_panel(axis: Axes, shape: sudoku.Shape, cells: list[str], digits: list[int],
@@ -101,7 +95,7 @@ def draw_panel(axis: Axes, shape: sudoku.Shape, cells: list[str], digits: list[i
     axis.imshow(colors.reshape(size, size, 4).numpy(), extent=(0, size, size, 0))
     for i, kind in enumerate(cells):
         axis.text(i % size + 0.5, i // size + 0.54, "·" if kind == "noise" else f"{digits[i] + 1}",
-                  color=KINDS.get(kind, NOISE)[0], ha="center", va="center",
+                  color=KINDS.get(kind, DOT)[0], ha="center", va="center",
                   fontsize=large * 90 / size)
     for k in range(size + 1):
         for line, box in ((axis.axhline, shape.box_rows), (axis.axvline, shape.box_cols)):
@@ -183,34 +177,6 @@ def draw_frames(shape: sudoku.Shape, given: Tensor,
             title = f"Round {number} of {len(trace)}"
             draw_round(axis, shape, cells, record, title, shown, large=1.7)
             yield figure, time
-
-
-def save_animation(frames: Iterator[tuple[Figure, int]], file: str) -> None:
-    """Write figures, each shown for so many milliseconds, as one picture that moves, and say where.
-    All frames have the palette of the first draft."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from PIL import Image  # matplotlib brings it
-
-    pictures, times = [], []
-    for figure, time in frames:
-        canvas = FigureCanvasAgg(figure)
-        figure.set_dpi(100)
-        canvas.draw()
-        pictures.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
-        times.append(time)
-    palette = pictures[min(1, len(pictures) - 1)].quantize(128)
-    pictures = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
-    pictures[0].save(file, save_all=True, append_images=pictures[1:], duration=times, loop=0)
-    print(f"animation: {file}")
-
-
-def animation_file(text: str) -> str:
-    """The type of --animate. Checked before the work, not after it."""
-    file = Path(commands.path(text))
-    if file.suffix.lower() not in (".gif", ".png") or file.is_dir() or not file.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"must be a .gif or .png in a folder that exists, not "
-                                         f"{text!r}")
-    return text
 
 
 @commands.command("sudoku.plot")

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Generator
 
 from fmlm import Denoiser, interpolate, token_times
+from harness import files
 from harness.checkpoints import load_checkpoint
 from harness.tasks import ROOT
 from sample import Pass, a_priori_confidence, posterior_refinement
@@ -263,9 +264,9 @@ def test_a_disk_that_refuses_leaves_the_old_page(tmp_path, monkeypatch):
     def refuse(*paths):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(page.os, "replace", refuse)
+    monkeypatch.setattr(files.os, "replace", refuse)
     with pytest.raises(OSError, match="No space left.*still there"):
-        page.write(file, "a new page")
+        files.replace(file, b"a new page")
     assert file.read_text() == "an older page" and list(tmp_path.iterdir()) == [file]
 
 
