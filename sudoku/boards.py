@@ -6,6 +6,7 @@ A board is a row of tokens, int64 (B, L) with L = size², row-major; a token is 
 
 import contextlib
 import io
+import math
 import os
 import random
 from collections.abc import Callable, Sequence
@@ -141,15 +142,18 @@ def _candidates(shape: Shape, puzzle: Sequence[int], forbid: int | None = None) 
 
 
 def _search(shape: Shape, candidates: list[int] | None, limit: int,
-            rng: random.Random | None = None) -> list[list[int]]:
+            rng: random.Random | None = None, tries: float = math.inf) -> list[list[int]]:
     """Up to `limit` solutions, depth first, the cell with fewest candidates first; its digits in
-    random order if rng."""
+    random order if rng. TimeoutError after so many tries."""
     if candidates is None:
         return []
     peers, found = _peers(shape), []
     stack = [(candidates, -1, 0)]  # a state, and the digit to try in it (none in the first)
     while stack and len(found) < limit:
         candidates, cell, digit = stack.pop()
+        tries -= 1
+        if tries < 0:
+            raise TimeoutError("this puzzle takes longer to search than it was given")
         if digit:
             candidates = candidates.copy()
             if not _place(peers, candidates, cell, digit):
@@ -174,10 +178,12 @@ def _check_puzzle(shape: Shape, puzzle: Sequence[int]) -> list[int]:
     return puzzle
 
 
-def count_solutions(shape: Shape, puzzle: Sequence[int], limit: int = 2) -> int:
+def count_solutions(shape: Shape, puzzle: Sequence[int], limit: int = 2,
+                    tries: float = math.inf) -> int:
     """min(number of solutions, limit); 0 if the clues clash. ValueError if it is not L integers, -1
-    for empty."""
-    return len(_search(shape, _candidates(shape, _check_puzzle(shape, puzzle)), limit))
+    for empty. TimeoutError where so many tries do not tell: a few puzzles would take minutes."""
+    candidates = _candidates(shape, _check_puzzle(shape, puzzle))
+    return len(_search(shape, candidates, limit, tries=tries))
 
 
 def solve(shape: Shape, puzzle: Sequence[int]) -> tuple[int, ...] | None:

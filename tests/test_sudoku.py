@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 
+from harness.tasks import load_task
 from sudoku import boards as module
 from sudoku.boards import (BOARD_COUNT, SHAPES, all_boards, augment, count_solutions, held_out,
                            load_boards, load_puzzles, make_puzzle, make_puzzles, minimal_puzzle,
@@ -447,3 +448,14 @@ def test_parse_says_what_is_wrong_and_where(text, message):
     ([], None), ([0], None)])
 def test_the_shape_of_puzzles_is_the_one_that_a_string_comes_closest_to(cells, shape):
     assert shape_of(["." * count for count in cells]) == shape
+
+
+def test_a_search_that_takes_long_can_be_given_up_and_a_command_says_so():
+    """Norvig's impossible puzzle has no solution, which takes minutes to know."""
+    text = ".....5.8....6.1.43..........1.5........1.6...3.......553.....61........4........."
+    puzzle = module.parse(SHAPES["sudoku9"], text)
+    with pytest.raises(TimeoutError):
+        count_solutions(SHAPES["sudoku9"], puzzle, tries=1000)
+    remark = load_task("sudoku9").remark(torch.tensor(puzzle), good=False)
+    assert remark == "how many solutions this puzzle has was not found out"
+    assert count_solutions(SHAPES["sudoku4"], [-1] * 16, tries=1000) == 2
