@@ -149,7 +149,7 @@ def save_animation(frames: Iterator[tuple[Figure, int]], file: str) -> None:
     try:
         from PIL import Image
     except ImportError as error:
-        raise ValueError("an animation needs pillow: pip install pillow") from error
+        raise ValueError("an animation needs pillow: pip install matplotlib pillow") from error
     pictures, times = [], []
     for figure, time in frames:
         pictures.append(Image.fromarray(pixels(figure)).convert("RGB"))

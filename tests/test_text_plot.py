@@ -109,7 +109,7 @@ def test_a_folder_or_a_checkpoint_of_boards_is_one_sentence(checkpoint, tmp_path
 
 
 @pytest.mark.parametrize("missing, words", [("matplotlib.figure", "pip install matplotlib"),
-                                            ("PIL", "pip install pillow")])
+                                            ("PIL", "pip install matplotlib pillow")])
 def test_without_matplotlib_or_pillow_there_is_one_sentence(missing, words, fresh, tmp_path,
                                                             monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, missing, None)
