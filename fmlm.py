@@ -427,6 +427,11 @@ def token_times(time: Tensor, context: Tensor) -> Tensor:
     return torch.where(context, 1.0, time[:, None])
 
 
+def given(x1: Tensor, prompt: Tensor | None) -> Tensor:
+    """The prompt, (B, L) bool, or that there is none."""
+    return torch.zeros_like(x1[..., 0], dtype=torch.bool) if prompt is None else prompt
+
+
 def mdm_loss(model: Model, x1: Tensor, context: Tensor, rate: Tensor | None = None,
              weighting: str = "uniform") -> Tensor:
     """Masked diffusion (MDLM, 2406.07524): predict the masked tokens from the others.
@@ -506,8 +511,8 @@ def flow_map_loss(model: Model, batch: Batch, noise: Tensor, parts: dict | None 
 
 def flm_loss(model: Model, x1: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     """FLM (2602.16813): cross-entropy of D_t(x_t) against x1, all tokens at one time t, (B,)."""
-    nothing = torch.zeros(x1.shape[:2], dtype=torch.bool, device=x1.device)
-    return flow_map_loss(model, Batch(x1, None, nothing, t, t, [Target("data", len(x1))]), noise)
+    batch = Batch(x1, None, given(x1, None), t, t, [Target("data", len(x1))])
+    return flow_map_loss(model, batch, noise)
 
 
 def semigroup(model: Model, x: Tensor, s: Tensor, t: Tensor) -> Tensor:

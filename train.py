@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 import fmlm
-from fmlm import Batch, Target
+from fmlm import Batch, Target, given
 from harness import commands, runs, speed
 from harness.checkpoints import (CHECKPOINTS, FORMAT, OBJECTIVES, Saver, baseline, build, compiled,
                                  keep_memory, read_checkpoint, ship)
@@ -108,13 +108,6 @@ def loss_of(objective: str) -> Callable:
     """The loss of an objective: one of these, or another system's."""
     system = baseline(objective)
     return (system.LOSSES if system else LOSSES)[objective]
-
-
-def given(x1: Tensor, prompt: Tensor | None) -> Tensor:
-    """The prompt, (B, L) bool, or that there is none."""
-    if prompt is None:
-        return torch.zeros(x1.shape[:2], dtype=torch.bool, device=x1.device)
-    return prompt
 
 
 # --------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fmlm import Denoiser, Draws, sample_context
+from fmlm import Denoiser, Draws, given, sample_context
 from sample import Pass, check_tokens
 
 EPS = 1e-3  # the signal at t = 0, and what training leaves of the noise at the other end
@@ -43,11 +43,6 @@ def training_times(n: int, draws: Draws) -> Tensor:
 def sampling_times(nfe: int) -> list[float]:
     """t_0 ... t_N of N passes: i / N, of 1 - 1e-5 of the way."""
     return [i / nfe * (1 - 1e-5) for i in range(nfe + 1)]
-
-
-def given(x1: Tensor, prompt: Tensor | None) -> Tensor:
-    """The prompt, (B, L) bool, or that there is none."""
-    return torch.zeros_like(x1[..., 0], dtype=torch.bool) if prompt is None else prompt
 
 
 def training_context(x1: Tensor, prompt: Tensor | None, draws: Draws) -> Tensor:

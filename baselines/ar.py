@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from baselines import begin, given, record, training_context
+from baselines import begin, record, training_context
 from baselines.causal import Causal
-from fmlm import Draws, Model, cross_entropy, token_mean
+from fmlm import Draws, Model, cross_entropy, given, token_mean
 from sample import Sampler, sample_words
 
 

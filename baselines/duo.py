@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from baselines import (EPS, begin, denoiser, given, record, sampling_times, signal,
-                       training_context, training_times)
-from fmlm import Denoiser, Draws, Model, token_mean, token_times
+from baselines import (EPS, begin, denoiser, record, sampling_times, signal, training_context,
+                       training_times)
+from fmlm import Denoiser, Draws, Model, given, token_mean, token_times
 from sample import Sampler, sample_words
 
 DENSE = 32  # words up to which the sum over all pairs is written out
