@@ -13,8 +13,6 @@ import base64
 import json
 from pathlib import Path
 
-import torch
-
 from fmlm import Denoiser
 from harness import commands
 from harness.checkpoints import load_checkpoint, newest_checkpoint

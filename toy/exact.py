@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fmlm import check_times
+from fmlm import check_sigma, check_times
 
 # Local error of one step of y; delta is then right to 1e-8 but for the noise that hardly decides.
 TOLERANCE = 1e-12
@@ -186,8 +186,7 @@ class ExactBridge(Exact):
                  weights: Sequence[float] | Tensor | None = None,
                  sigma: float = 1.0) -> None:
         super().__init__(sequences, weights)
-        if not sigma > 0:
-            raise ValueError(f"the bridge needs noise: sigma must be more than 0, got {sigma}")
+        check_sigma(sigma)
         self.sigma = sigma
 
     def __call__(self, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
