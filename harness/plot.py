@@ -1,7 +1,8 @@
 """Accuracy against network passes: python -m harness.plot TABLE.json --out FILE.png [--title WORDS]
 
 Reads what an evaluation prints with --json (python -m sudoku.evaluate CKPT... --json), or the table
-that python -m harness.roads saves; a document may name its line with a "label".
+that python -m harness.roads saves, of which --roads picks a line a system; a document may name its
+line with a "label".
 
 Also what the pictures of refinement share (sudoku/plot.py, text/plot.py): which sequence to show,
 its colors, and how frames become one file that moves.
@@ -13,7 +14,7 @@ import argparse
 import io
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,15 +57,18 @@ def save_figure(figure: Figure, file: str) -> None:
     print(f"figure: {file}")
 
 
-def read_table(path: str) -> Panels:
+def read_table(path: str, roads: Sequence[str] | None = None) -> Panels:
     """The JSON of an evaluation, by NFE: sequences from nothing, then a panel for each number of
-    clues. ValueError for a file that is none, has no row, a row that cannot be, or a line of two
-    points at one NFE."""
+    clues. roads: of a table of `harness.roads` only the first line of each of these, in this order.
+    ValueError for a file that is none, has no row, a row that cannot be, a line of two points at
+    one NFE, or lacks a road."""
     panels: Panels = {}
     try:
         documents = json.loads(Path(path).read_text())
+        named = {document.get("road"): document for document in reversed(documents)}
+        chosen = [named[road] for road in roads if road in named] if roads else documents
         found = [(kind, document, row) for kind in ("unconditional", "puzzles")
-                 for document in documents for row in document.get(kind, [])]
+                 for document in chosen for row in document.get(kind, [])]
         for kind, document, row in found:
             clues = f" with {row['clues']} clues" if "clues" in row else ""
             panel = f"puzzles{clues} solved, %" if kind == "puzzles" else "valid from nothing, %"
@@ -73,6 +77,10 @@ def read_table(path: str) -> Panels:
             points.append(tuple(float(row[key]) for key in ("nfe", "percent", "low", "high")))
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not what an evaluation prints with --json") from error
+    for road in roads or ():
+        if road not in named:
+            there = ", ".join(name for name in reversed(named) if name) or "none"
+            raise ValueError(f"{path} has no road {road!r}: choose from {there}")
     if not panels:
         raise ValueError(f"{path} holds no row to draw")
     for line, points in [item for lines in panels.values() for item in lines.items()]:
@@ -88,20 +96,28 @@ def read_table(path: str) -> Panels:
 
 
 def draw_curves(panels: Panels, title: str | None) -> Figure:
-    """One panel for each key, from `read_table`. A line looks the same in all of them; its band
-    goes from low to high: the 95% interval, or the lowest and the highest seed."""
+    """One panel for each key, from `read_table`, three in a row. A line looks the same in all of
+    them; its band, or bar where it is one point, goes from low to high: the 95% interval, or the
+    lowest and the highest seed."""
     names, legend = list(dict.fromkeys(name for lines in panels.values() for name in lines)), {}
-    figure = new_figure(max(3.2 * len(panels), 5.5), 3 + 0.1 * len(names))
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    figure = new_figure(3 * columns + 2.6, max(3.2 * rows, 0.23 * len(names) + 0.7))
+    axes = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
+    for axis in axes[len(panels):]:
+        axis.remove()
     for axis, (panel, lines) in zip(axes, panels.items()):
         for name, points in lines.items():
             (nfe, percent, low, high), k = zip(*points), names.index(name)
             style = dict(color=COLORS[k % len(COLORS)], marker=MARKERS[k % len(MARKERS)],
-                         markersize=4.5,
-                         clip_on=False, linestyle=["-", "--", ":"][k // len(COLORS) % 3])
+                         markersize=4.5 if len(points) > 1 else 7, linewidth=1.3, clip_on=False,
+                         linestyle=["-", "--", ":"][k // len(COLORS) % 3])
             zorder = 3 + len(names) - k  # the first line lies on top
             legend[name], = axis.plot(nfe, percent, **style, zorder=zorder)
-            axis.fill_between(nfe, low, high, color=style["color"], alpha=0.15, linewidth=0)
+            if len(points) > 1:
+                axis.fill_between(nfe, low, high, color=style["color"], alpha=0.12, linewidth=0)
+            else:
+                axis.vlines(nfe, low, high, color=style["color"], clip_on=False)
         ticks = sorted({nfe for points in lines.values() for nfe, *_ in points})
         axis.set_xscale("log", base=2)
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -109,8 +125,8 @@ def draw_curves(panels: Panels, title: str | None) -> Figure:
         axis.set_title(panel, fontsize=10, loc="left")
         axis.grid(axis="y", color="#e0e0e0", linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(legend.values(), legend, loc="outside lower center", ncols=2, frameon=False,
-                  fontsize=9)
+    figure.legend([legend[name] for name in names], names, loc="outside right upper",
+                  frameon=False, fontsize=9, handlelength=3)
     figure.suptitle(title)
     return figure
 
@@ -179,10 +195,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("table", metavar="TABLE.json", type=commands.path,
                         help="what an evaluation prints with --json")
     parser.add_argument("--title", metavar="WORDS")
+    parser.add_argument("--roads", nargs="+", metavar="NAME",
+                        help="of a table of harness.roads: only the first line of each of these")
     parser.add_argument("--out", metavar="FILE", required=True, type=commands.figure_file,
                         help="the picture: .png, .pdf or .svg")
     options = parser.parse_args(arguments)
-    save_figure(draw_curves(read_table(options.table), options.title), options.out)
+    save_figure(draw_curves(read_table(options.table, options.roads), options.title), options.out)
     return 0
 
 

@@ -36,6 +36,7 @@ class Task:
     recipe: Callable | None = None  # (Batch, model, Draws) -> Batch: its addition to the paper's
     nouns: str = "sequences"
     puzzle: str = "sequence to complete"
+    budgets: Sequence[int] = (1, 2, 4, 8, 16, 36)  # NFE of the columns of `harness.roads`
 
     def load(self, options, device: torch.device) -> Draw:
         """The training data. `options` has the task's own; may set `state` and `vocab_size`."""
@@ -77,9 +78,11 @@ class Task:
         return ""
 
     def measure(self, path, samplers: Sequence[str], budgets: Sequence[int], n: int, seed: int,
-                device: torch.device) -> dict:
+                device: torch.device, threshold: float | None = None) -> dict:
         """What `harness.roads` compares, of a checkpoint: {"unconditional": rows, "puzzles": rows,
-        "likelihood": {"bound": nats}}, a row {"sampler", "nfe", "percent"}; what there is of it."""
+        "likelihood": {"bound": nats}}, a row {"sampler", "nfe", "percent"} and, of puzzles of
+        several kinds, "clues"; what there is of it. threshold: that of Posterior Refinement, None
+        for its default and for any other sampler."""
         return {}
 
     def table(self, path: str, device: torch.device) -> int:

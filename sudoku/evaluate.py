@@ -27,7 +27,8 @@ from sample import SAMPLERS, Sampler, choose_sampler, samplers_for
 from sudoku import boards as sudoku
 
 ASIDE = ("block", "posterior-reopened")  # shown on demand: not in the paper's tables
-CLUES = {4: 6, 6: 12, 9: 30}  # of the puzzles that `measure` solves, by size
+COMPARED = {4: {6: None}, 6: {12: None},  # puzzles that `measure` solves, by size: clues, and NFE,
+            9: {clues: [4, 81] for clues in (40, 35, 30, "minimal")}}  # if not those of boards
 BUDGETS = {4: [1, 2, 4, 8, 16], 6: [1, 3, 9, 27], 9: [1, 3, 9, 27, 81]}  # default NFE, by size
 
 
@@ -135,14 +136,27 @@ def evaluate(path: str, options: argparse.Namespace) -> dict:
 
 
 def measure(task: Task, path: str, samplers: Sequence[str], budgets: Sequence[int], n: int,
-            seed: int,
-            device: torch.device) -> dict:
-    """What `harness.roads` compares: boards from nothing, and puzzles of one kind."""
-    context = read_checkpoint(path)["objective"] not in WITHOUT_CONTEXT
-    clues = [CLUES[task.shape.size]] if context else None
-    return evaluate(path, argparse.Namespace(
-        device=device, compile=True, bf16=False, threshold=None, clues=clues, sampler=samplers,
-        nfe=budgets, n=n, seed=seed))
+            seed: int, device: torch.device, threshold: float | None = None) -> dict:
+    """What `harness.roads` compares: boards from nothing, and puzzles. Figures are drawn as those
+    of `evaluate`, and are equal to them."""
+    model, info = load_checkpoint(path, device, compile=True)
+    objective, shape = info["objective"], task.shape
+    chosen = [choose_sampler(objective, name, threshold) for name in samplers]
+    draws = lambda: Generator(device).manual_seed(seed)
+    document = {"unconditional": [
+        {"sampler": name, **unconditional(shape, model, sampler, nfe, n, draws())}
+        for name, sampler in chosen for nfe in budgets]}
+    if objective in WITHOUT_CONTEXT:
+        return document
+    document["puzzles"] = [
+        {"sampler": name, **puzzles(shape, model, sampler, nfe, n, clues, draws())}
+        for name, sampler in chosen for clues, own in COMPARED[shape.size].items()
+        for nfe in usual(objective, shape.cells, own or budgets)]
+    if found := likelihood_bound(task, model, objective, draws()):
+        document["likelihood"] = {"bound": round(found[0], 3)}
+        if system := baseline(objective):
+            document["likelihood"]["kind"] = system.KIND
+    return document
 
 
 def report(document: dict) -> str:

@@ -43,6 +43,7 @@ class Sudoku(Task):
         self.name, self.shape = name, rules.SHAPES[name]
         self.vocab_size, self.coords = self.shape.size, self.shape.coords()
         self.settings, self.recipe = SETTINGS[name], recipe
+        self.budgets = (1, 3, 9, 27, 81) if self.shape.size == 9 else Task.budgets
         boards, puzzles = DATA[name]
         self.own = {"boards": (boards, 10**7, "different solved boards"),
                     "puzzles": (puzzles, 10**7, "of other boards; they come in with --recipe late")}
@@ -106,10 +107,10 @@ class Sudoku(Task):
                "2 or more solutions" + ("; the board found is one of them" if good else ""))
 
     def measure(self, path, samplers: Sequence[str], budgets: Sequence[int], n: int, seed: int,
-                device: torch.device) -> dict:
+                device: torch.device, threshold: float | None = None) -> dict:
         from sudoku import evaluate  # here: it knows the samplers, which know no task
 
-        return evaluate.measure(self, path, samplers, budgets, n, seed, device)
+        return evaluate.measure(self, path, samplers, budgets, n, seed, device, threshold)
 
     def table(self, path: str, device: torch.device) -> int:
         from sudoku import evaluate

@@ -532,8 +532,8 @@ NUMBERS = [("sample", ["{fmlm+}", "-n", ALL]), ("sample", ["{fmlm+}", "--nfe", 1
            ("refinement", ["{fmlm+}", "-n", ALL]), ("refinement", ["{fmlm+}", "--nfe", ALL]),
            ("vocabulary", ["-n", ALL]), ("vocabulary", ["--train", "-1"]),
            ("two_mode", ["--steps", "1e23"]), ("two_mode", ["--steps", ALL]),
-           ("roads", ["--minutes", "nan"]), ("roads", ["--minutes", "inf"]),
-           ("roads", ["--minutes", "1e9"]), ("roads", ["--seeds", ALL]),
+           ("roads", ["--steps", "nan"]), ("roads", ["--steps", 0]), ("roads", ["--steps", ALL]),
+           ("roads", ["--threshold", "-1"]), ("roads", ["--seeds", ALL]),
            ("train", [*OUT, "--seed", -1]), ("train", [*OUT, "--batch", ALL]),
            ("train", [*OUT, "--lr", "nan"]), ("train", [*OUT, "--lr", "-1e-3"]),
            ("train", [*OUT, "--steps", "--5"]), ("train", [*OUT, "--boards", 0]),
@@ -624,8 +624,8 @@ def changed(source, target, **fields):
 def test_a_checkpoint_that_roads_did_not_train_is_named_and_not_used(
         fields, made, tmp_path, capsys):
     changed(made / "fmlm+.pt", file := tmp_path / "sudoku4-fmlm+-0.pt", **fields)
-    refused("roads", ["sudoku4", "--folder", tmp_path, "--seeds", "1", "--roads", "fmlm+"], capsys,
-            file.name)
+    refused("roads", ["sudoku4", "--folder", tmp_path, "--steps", "5", "--seeds", "1", "--roads",
+                      "fmlm+"], capsys, f"{file.name} is damaged or not what")
 
 
 @pytest.mark.parametrize("step", ["five", math.nan, None])

@@ -179,10 +179,10 @@ def trained_on(info: dict) -> str:
 
 
 def measure(path: str, samplers: Sequence[str], budgets: Sequence[int], n: int, seed: int,
-            device: torch.device) -> dict:
+            device: torch.device, threshold: float | None = None) -> dict:
     """What `harness.roads` compares: of text, only what has a share in % that is right."""
     document = evaluate(path, argparse.Namespace(
-        device=device, compile=True, bf16=False, threshold=None, data=None, gaps=False,
+        device=device, compile=True, bf16=False, threshold=threshold, data=None, gaps=False,
         sampler=samplers,
         nfe=budgets, n=n, seed=seed))
     return {name: rows for name, rows in document.items()

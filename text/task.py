@@ -133,10 +133,10 @@ class Text(Task):
         return marked(self.words, record, known, color)
 
     def measure(self, path, samplers: Sequence[str], budgets: Sequence[int], n: int, seed: int,
-                device: torch.device) -> dict:
+                device: torch.device, threshold: float | None = None) -> dict:
         from text import evaluate  # here: it knows the samplers, which know no task
 
-        return evaluate.measure(path, samplers, budgets, n, seed, device)
+        return evaluate.measure(path, samplers, budgets, n, seed, device, threshold)
 
     def table(self, path: str, device: torch.device) -> int:
         from text import evaluate
