@@ -175,11 +175,11 @@ def measure(state: dict, path: Path, sampler: str, threshold: float | None, n: i
     if file.exists():
         try:
             kept = json.loads(file.read_text())
-            found = [each["measured"] for each in kept if each["asked"] == asked]
-            if found:
-                return dict(found[0])
+            done = [(each["asked"], dict(each["measured"])) for each in kept]
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise ValueError(f"{file} is not what this command keeps: move it away") from error
+        if found := [measured for these, measured in done if these == asked]:
+            return found[0]
     measured = task.measure(path, [sampler], budgets, n, seed, device, threshold)
     replace(file, json.dumps([*kept, {"asked": asked, "measured": measured}], indent=1).encode())
     return measured
@@ -251,7 +251,7 @@ def report(documents: list[dict]) -> str:
             lines.append(f"| {' | '.join([road['label'], *cells])} |")
     if any(" same |" in line for line in lines):
         notes.append("same: all draws of a seed are one sequence")
-    return "\n".join([*lines[1:], ""] + notes)
+    return "\n".join([*lines[1:], *[""] * bool(notes), *notes])
 
 
 def cell(row: dict) -> str:

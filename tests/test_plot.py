@@ -200,6 +200,37 @@ def test_valid_boards_come_first_even_where_only_a_later_document_has_them(table
                                                   "puzzles with 3 clues solved, %"]
 
 
+def test_of_a_table_of_roads_the_first_line_of_each_road_that_is_asked_for_is_drawn(
+        table, tmp_path, capsys):
+    of = lambda road, sampler, nfe: {"road": road, "label": f"{road}, {sampler}",
+                                     "unconditional": [row(sampler, nfe, 50)]}
+    path = table([of("mdm", "sampled", 1), of("mdm", "ancestral", 1), of("ar", "ar", 16),
+                  of("ar", "ar-greedy", 16)])
+    assert read_table(path, ["ar", "mdm"]) == {"valid from nothing, %": {
+        "ar, ar": [(16, 50, 49, 52)], "mdm, sampled": [(1, 50, 49, 52)]}}
+    assert list(read_table(path, ["ar", "mdm"])["valid from nothing, %"]) == ["ar, ar",
+                                                                             "mdm, sampled"]
+    assert len(read_table(path)["valid from nothing, %"]) == 4
+    for write, there in ((lambda: path, "mdm, ar"), (lambda: table(DOCUMENTS), "none")):
+        assert plot_curves([write(), "--roads", "x", "--out", str(tmp_path / "a.png")]) == 2
+        said = capsys.readouterr().err
+        assert f"has no road 'x': choose from {there}\n" in said and said.count("\n") == 1
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_a_line_of_one_point_is_a_mark_with_a_bar_and_panels_stand_three_in_a_row(table):
+    pytest.importorskip("matplotlib")
+    rows = [row("ar", 81, 40, clues=clues) for clues in (40, 35, 30, "minimal")]
+    figure = draw_curves(read_table(table([{"label": "AR", "puzzles": rows}])), None)
+    assert len(figure.axes) == 4
+    bar, = figure.axes[0].collections
+    assert [list(point) for point in bar.get_segments()[0]] == [[81, 39], [81, 42]]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["AR"]
+    places = [axis.get_subplotspec() for axis in figure.axes]
+    assert [(place.rowspan.start, place.colspan.start) for place in places] == [
+        (0, 0), (0, 1), (0, 2), (1, 0)]
+
+
 @pytest.mark.parametrize("documents, message", [
     ("not JSON", "is not what"), ("3", "is not what"), ("{}", "holds no row"),
     ("[]", "holds no row"), ("[3]", "is not what"),

@@ -1,5 +1,5 @@
 """Every road to a flow map: FLM, FMLM from an FLM, FMLM+ from or beside an MDM, the Lagrangian
-target, tau; and the table that compares them.
+target, tau; and the table that compares them, and the other systems with them.
 
 Targets are judged on EXACT, the exact model of three sequences: a perfect teacher must make a
 perfect target. Training is judged by what the network and the teacher are asked, and by its first
@@ -7,6 +7,7 @@ steps on networks of 8 thousand weights.
 """
 
 import itertools
+import json
 import math
 import re
 from functools import partial
@@ -22,7 +23,11 @@ from fmlm import (Batch, Denoiser, Draws, Target, cross_entropy, data_and_self, 
                   denoised, flow_map, flow_map_loss, interpolate, lagrangian, masked, mdm_loss,
                   semigroup, token_mean, token_times, velocity)
 from harness import roads as comparison, runs
-from harness.checkpoints import OBJECTIVES, load_checkpoint, read_checkpoint, save_checkpoint
+from harness.checkpoints import (BASELINES, OBJECTIVES, load_checkpoint, read_checkpoint,
+                                 save_checkpoint)
+from harness.plot import read_table
+from harness.roads import ROADS, below, passes_of, rows_of, steps_of
+from harness.tasks import Task, load_task
 from sudoku import evaluate
 from toy.exact import Exact
 from train import LOSSES, Run, parse
@@ -639,7 +644,261 @@ def test_no_table_ends_without_an_evaluation_and_table_with_one(tmp_path, monkey
     assert evaluated == [[path, "--device", "cpu"]]
 
 
-# ---- the table that compares them
+# ---- the table that compares them: what a road costs
+
+HERE = {name: road for name, road in ROADS.items()
+        if {ROADS[each].objective for each in (name, *below(name))} <= {*OBJECTIVES, *BASELINES}
+        and {*road.samplers} <= {*sample.samplers_for(road.objective)}
+        and ("--init" not in road.options
+             or ROADS[road.bases[0]].objective in runs.STARTS[road.objective])}
+
+
+def test_a_road_and_all_that_it_builds_on_have_the_passes_of_the_first_road_together():
+    """Halves, or thirds where a base has a base or there are two; only "a quarter" has fewer."""
+    shares = {name: road.share + sum(ROADS[base].share for base in below(name))
+              for name, road in ROADS.items() if road.samplers}
+    assert shares.pop("mlfm-quarter") == 0.625
+    assert all(share == pytest.approx(1) for share in shares.values())
+    for name in shares:
+        total = sum(passes_of(road, 1500) for road in (name, *below(name)))
+        assert abs(total - 6000) < 10, name
+
+
+@pytest.mark.parametrize("name, bases, steps, passes", [
+    ("fmlm+", [], 1500, 6000), ("mdm", [], 2000, 6000), ("ar", [], 2000, 6000),
+    ("half-mdm", [], 1000, 3000), ("started", ["half-mdm"], 750, 3000),
+    ("taught", ["half-fmlm+"], 667, 3001.5), ("fmlm-l", ["half-flm"], 600, 3000),
+    ("mlfm-quarter", ["half-mdm"], 250, 750), ("third-flm", [], 667, 2001),
+    ("third-residual", ["third-flm"], 286, 2002),
+    ("compressed", ["third-flm", "third-residual"], 400, 2000),
+    ("started-fmlm", ["third-flm", "third-fmlm"], 500, 2000),
+    ("taught-twice", ["third-mdm", "third-flm+"], 457, 1999.375)])
+def test_steps_and_passes_of_a_road_by_hand(name, bases, steps, passes):
+    assert below(name) == bases
+    assert (steps_of(name, 1500), passes_of(name, 1500)) == (steps, passes)
+    assert steps_of(name, 1) >= 1
+
+
+@pytest.mark.parametrize("name, slope", [
+    *[(name, 0) for name in ("fmlm+", "mdm", "flm", "mlfm", "taught", "distilled", "fmlm")],
+    ("fmlm-l", 0.5)])
+def test_the_cost_of_a_step_is_what_the_networks_are_asked(name, slope):
+    """Rows of a batch of 32: once to learn, a backward pass as two more, and all targets. What
+    forward mode differentiates, half of the batch, counts once more."""
+    network, asked, taught = random_network(coords=torch.arange(6)[:, None]), [], []
+    x1 = F.one_hot(torch.randint(3, (32, 6), generator=seeded(1)), 3).float()
+    counted = lambda of: lambda x, s, t: of.append(len(x)) or network(x, s, t)
+    words = [word for word in ROADS[name].options.split() if word != "--init"]
+    teacher = counted(taught) if ROADS[name].bases else None
+    training_loss(options_of(*words), counted(asked), x1, seeded(2), teacher)
+    assert (sum(asked) + sum(taught)) / 32 + slope + 2 == ROADS[name].cost
+    assert (sum(taught) > 0) == bool(ROADS[name].bases)
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_what_a_road_asks_of_train_is_a_run_and_its_samplers_suit_what_it_trains(
+        name, files, tmp_path):
+    road = HERE[name]
+    words = [files[ROADS[word[1:-1]].objective] if word[0] == "{" else word
+             for word in road.options.split()]
+    options, task, _ = parse(["sudoku4", *TINY, "--steps", "4", *words])
+    assert options.objective == road.objective
+    run = Run(options, task)
+    if options.init:
+        runs.fits(run, read_checkpoint(options.init), runs.STARTS, "--init", options.init)
+    for sampler, threshold in rows_of(name, 0.999):
+        assert sample.choose_sampler(road.objective, sampler, threshold)[0] == sampler
+
+
+def test_posterior_rows_have_the_threshold_that_was_asked_for_and_the_first_road_its_default_too():
+    assert rows_of("fmlm+", 0.9) == [("posterior", 0.9), ("flow-map", None), ("posterior", None)]
+    assert rows_of("started", 0.999) == [("posterior", 0.999)]
+    assert rows_of("ar", 0.999) == [("ar", None), ("ar-greedy", None)]
+
+
+# ---- training a road
+
+@pytest.fixture
+def finished(files):
+    """state(name, steps, ...): a checkpoint of a road, as if it had done so many steps."""
+    def state(name, steps, done=None, seed=0):
+        state = read_checkpoint(files[ROADS[name].objective])
+        options = state["options"] | dict(steps=steps, seed=seed)
+        return state | dict(step=done or steps, seconds=float(60 * steps), options=options)
+    return state
+
+
+@pytest.fixture
+def called(monkeypatch, finished):
+    """The command lines of train.py, which is not run: it leaves what was asked for."""
+    lines = []
+
+    def run(words):
+        lines.append(words[2:])
+        if "--resume" in words:
+            out = words[words.index("--resume") + 1]
+            state = read_checkpoint(out)
+            save_checkpoint(out, state | dict(step=state["options"]["steps"]))
+        else:
+            out, steps = (words[words.index(name) + 1] for name in ("--out", "--steps"))
+            name = re.search(r"sudoku4-(.*)-\d+\.part\.pt", out)[1]
+            seed = int(words[words.index("--seed") + 1])
+            save_checkpoint(out, finished(name, int(steps), seed=seed))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(comparison.subprocess, "run", run)
+    return lines
+
+
+def trains(folder, name, steps, seed=0):
+    return comparison.train("sudoku4", name, seed, steps, folder, torch.device("cpu"))
+
+
+def test_a_road_is_trained_once_by_train_with_its_own_steps_beside_its_bases(tmp_path, called):
+    state = trains(tmp_path, "distilled", 6, seed=2)
+    assert called == [["sudoku4", "--steps", "3", "--seed", "2",
+                       "--out", str(tmp_path / "sudoku4-distilled-2.part.pt"), "--distill", "0.25",
+                       "--teacher", str(tmp_path / "sudoku4-half-mdm-2.pt"), "--no-table",
+                       "--device", "cpu"]]
+    assert state["step"] == 3 and [file.name for file in tmp_path.iterdir()] == [
+        "sudoku4-distilled-2.pt"]
+    trains(tmp_path, "distilled", 6, seed=2)
+    assert len(called) == 1
+
+
+def test_a_road_with_two_teachers_names_both(monkeypatch):
+    lines = []
+    monkeypatch.setattr(comparison.subprocess, "run",
+                        lambda words: lines.append(words) or SimpleNamespace(returncode=1))
+    with pytest.raises(ValueError, match="'taught-twice' ended early: run the same command again"):
+        trains(comparison.Path("f"), "taught-twice", 6)
+    assert lines[0][9:15] == ["--distill", "0.25", "--teacher", "f/sudoku4-third-mdm-0.pt",
+                              "--teacher", "f/sudoku4-third-flm+-0.pt"]
+
+
+def test_a_road_that_was_stopped_goes_on_and_one_of_another_length_begins_anew(
+        tmp_path, called, finished):
+    part = tmp_path / "sudoku4-mdm-0.part.pt"
+    save_checkpoint(part, finished("mdm", 8, done=5))
+    assert trains(tmp_path, "mdm", 6)["step"] == 8
+    assert called == [["--resume", str(part), "--no-table", "--device", "cpu"]]
+    save_checkpoint(tmp_path / "sudoku4-flm-0.part.pt", finished("flm", 9, done=5))
+    assert trains(tmp_path, "flm", 6)["step"] == 8 and called[1][:3] == ["sudoku4", "--steps", "8"]
+    save_checkpoint(tmp_path / "sudoku4-mlfm-0.part.pt", finished("mlfm", 8))
+    assert trains(tmp_path, "mlfm", 6)["step"] == 8 and len(called) == 2, "it was over already"
+    (tmp_path / "sudoku4-half-mdm-0.part.pt").write_bytes(b"half a file")
+    assert trains(tmp_path, "half-mdm", 6)["step"] == 4 and "--resume" not in called[2]
+    assert not list(tmp_path.glob("*.part.pt"))
+
+
+def test_a_checkpoint_of_another_length_is_not_compared(tmp_path, finished):
+    save_checkpoint(tmp_path / "sudoku4-mdm-0.pt", finished("mdm", 8))
+    assert trains(tmp_path, "mdm", 6)["step"] == 8
+    with pytest.raises(ValueError, match="has 8 steps, and --steps 9 asks for 12: ask for those"):
+        trains(tmp_path, "mdm", 9)
+    (tmp_path / "sudoku4-mdm-0.pt").rename(tmp_path / "sudoku4-mdm-1.pt")
+    with pytest.raises(ValueError, match="not what this command trains"):
+        trains(tmp_path, "mdm", 6, seed=1)
+
+
+# ---- measuring it
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What tasks are asked to measure; nothing is."""
+    calls = []
+
+    def measure(task, path, samplers, budgets, n, seed, device, threshold=None):
+        calls.append((samplers, budgets, n, seed, threshold))
+        rows = [{"sampler": samplers[0], "nfe": nfe, "n": n, "percent": 50.0 + seed}
+                for nfe in budgets]
+        return {"unconditional": rows, "puzzles": rows, "likelihood": {"bound": 7.0}}
+
+    monkeypatch.setattr(type(load_task("sudoku4")), "measure", measure)
+    return calls
+
+
+def measures(state, path, threshold=0.999, n=20, sampler="posterior", seed=0):
+    return comparison.measure(state, path, sampler, threshold, n, seed, torch.device("cpu"))
+
+
+def test_what_was_measured_is_kept_beside_the_checkpoint_and_measured_once(
+        tmp_path, finished, asked):
+    path, state = tmp_path / "sudoku4-fmlm+-0.pt", finished("fmlm+", 6)
+    first = measures(state, path)
+    assert asked == [(["posterior"], [1, 2, 4, 8, 16], 20, 0, 0.999)], "36 are more than 16 tokens"
+    assert measures(state, path) == first and len(asked) == 1
+    others = [dict(n=30), dict(threshold=0.9), dict(threshold=None), dict(threshold=math.inf),
+              dict(sampler="flow-map", threshold=None), dict(seed=1)]
+    for number, other in enumerate(others, 2):
+        for _ in range(2):
+            measures(state, path, **other)
+        assert len(asked) == number, other
+    measures(state | dict(step=7), path)
+    measures(state | dict(seconds=1.0), path)  # another training
+    assert len(asked) == 9 and measures(state, path) == first and len(asked) == 9
+    assert len(json.loads(path.with_suffix(".json").read_text())) == 9
+
+
+def test_an_autoregressive_model_is_measured_at_a_pass_a_token(tmp_path, finished, asked):
+    measures(finished("fmlm+", 6) | dict(objective="ar"), tmp_path / "x.pt", None, sampler="ar")
+    assert asked[0][1] == [16]
+
+
+@pytest.mark.parametrize("text", ["", "3", "{}x", "[3]", '[{"asked": 3}]', '{"asked": 3}'])
+def test_a_file_that_keeps_nothing_of_ours_is_not_overwritten(text, tmp_path, finished, asked):
+    file = tmp_path / "sudoku4-fmlm+-0.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match="is not what this command keeps: move it away"):
+        measures(finished("fmlm+", 6), file.with_suffix(".pt"))
+    assert file.read_text() == text and not asked
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    load = evaluate.load_checkpoint
+    monkeypatch.setattr(evaluate, "load_checkpoint",
+                        lambda path, device, compile: load(path, device))
+
+
+def test_boards_are_measured_as_the_evaluation_does_at_the_threshold_of_the_table(
+        files, uncompiled, tmp_path, monkeypatch):
+    """At a threshold that every confidence reaches one pass is enough; at none of them all four are
+    used."""
+    monkeypatch.setattr(evaluate.sudoku, "CACHE", tmp_path)
+    task, cpu = load_task("sudoku4"), torch.device("cpu")
+    for threshold, passes in ((0.0, 1), (math.inf, 4)):
+        mine = task.measure(files["fmlm+"], ["posterior"], [4], 20, 3, cpu, threshold)
+        options = SimpleNamespace(device=cpu, compile=False, bf16=False, threshold=threshold,
+                                  clues=[6], sampler=["posterior"], nfe=[4], n=20, seed=3)
+        theirs = evaluate.evaluate(files["fmlm+"], options)
+        for kind in ("unconditional", "puzzles"):
+            assert mine[kind] == theirs[kind] and mine[kind][0]["passes"] == passes
+        assert mine["likelihood"] == {"bound": theirs["likelihood"]["bound"]}
+    assert task.measure(files["flm"], ["flow-map"], [4], 20, 3, cpu).keys() == {"unconditional"}
+
+
+@pytest.mark.parametrize("objective, boards, puzzles", [
+    ("fmlm+", [1, 3, 9, 27, 81], [4, 81]), ("ar", [81], [81])])
+def test_9x9_puzzles_of_four_kinds_are_solved_in_few_passes_and_in_81(
+        objective, boards, puzzles, monkeypatch):
+    task, drawn = load_task("sudoku9"), []
+    sampler, _ = sample.choose_sampler(objective)
+    monkeypatch.setattr(evaluate, "load_checkpoint",
+                        lambda *_, compile: (None, dict(objective=objective, task="sudoku9")))
+    monkeypatch.setattr(evaluate, "likelihood_bound", lambda *_: (10.0, 1.0))
+    monkeypatch.setattr(evaluate, "unconditional",
+                        lambda shape, model, sampler, nfe, n, _: drawn.append((None, nfe)) or {})
+    monkeypatch.setattr(evaluate, "puzzles", lambda shape, model, sampler, nfe, n, clues, _:
+                        drawn.append((clues, nfe)) or {})
+    given = evaluate.usual(objective, 81, task.budgets)
+    document = task.measure("x", [sampler], given, 20, 0, torch.device("cpu"))
+    assert drawn == [(None, nfe) for nfe in boards] + [
+        (clues, nfe) for clues in (40, 35, 30, "minimal") for nfe in puzzles]
+    assert document["likelihood"].get("kind") == {"ar": "exact"}.get(objective)
+
+
+# ---- the table
 
 def shares(n):
     """n of a measurement's percentages: hits of 2,000, as `harness.measure.share` rounds them."""
@@ -653,11 +912,112 @@ def test_a_range_in_the_table_of_roads_contains_its_mean(seeds):
     close = [[96.6, 96.65, 96.7, 99.95, 99.96, 0.04, 0.05][(row + seed) % 7] for row in range(7)
              for seed in range(seeds)]
     values = iter(close + shares(40 * seeds))
-    options, documents = SimpleNamespace(task="sudoku6", n=2000), []
+    options, documents = SimpleNamespace(task="sudoku6", n=2000, steps=100), []
     for _ in range(47):
-        measured = [{("posterior", "unconditional", 4): next(values)} for _ in range(seeds)]
-        documents.append(comparison.document("started", "posterior", 100, measured,
+        measured = [{"unconditional": [dict(nfe=4, percent=next(values))]} for _ in range(seeds)]
+        documents.append(comparison.document("started", "posterior", 0.999, measured,
                                              [60.0] * seeds, options))
     cells = re.findall(r"(\d+\.\d) \((\d+\.\d) - (\d+\.\d)\)", comparison.report(documents))
     assert len(cells) == 47
     assert all(float(low) <= float(mean) <= float(high) for mean, low, high in cells)
+
+
+def line(name, sampler, rows, threshold=None, steps=1500, **more):
+    """A line of the table, of two seeds. rows: (kind, clues or None, NFE, % of both, distinct)."""
+    runs = [dict(unconditional=[], puzzles=[], **more) for _ in range(2)]
+    for kind, clues, nfe, both, distinct in rows:
+        for run, percent in zip(runs, both):
+            row = dict(sampler=sampler, nfe=nfe, n=500, percent=percent, distinct=distinct)
+            run[kind].append(row | ({} if clues is None else dict(clues=clues)))
+    options = SimpleNamespace(task="sudoku6", n=500, steps=steps)
+    return comparison.document(name, sampler, threshold, runs, [60.0, 120.0], options)
+
+
+BOARD, PUZZLE = ("unconditional", None), ("puzzles", 12)
+
+
+def test_the_table_has_a_column_an_nfe_and_leaves_out_what_there_is_not():
+    """AR stands at its own NFE alone, FLM not among the puzzles; a half names its base's passes."""
+    table = comparison.report([
+        line("started", "posterior", [(*BOARD, 1, (10, 12), 9), (*BOARD, 4, (50, 60), 99),
+                                      (*PUZZLE, 1, (70, 80), 0)], 0.999,
+             likelihood=dict(bound=20.0)),
+        line("ar", "ar-greedy", [(*BOARD, 36, (0, 100), 1), (*PUZZLE, 36, (30, 30), 0)],
+             likelihood=dict(bound=17.25, kind="exact")),
+        line("flm", "flow-map", [(*BOARD, 4, (5, 6), 1)])])
+    assert table.splitlines() == [
+        "valid from nothing, % of 500, mean of 2 seeds (lowest - highest), by NFE", "",
+        "| road | 1 | 4 | 36 | passes, with its bases | minutes | bound, nats |",
+        "|---|---|---|---|---|---|---|",
+        "| FMLM+ started from an MDM | 11.0 (10.0 - 12.0) | 55.0 (50.0 - 60.0) |  | 3,000 of 6,000 "
+        "| 1.5 | 20.00 |",
+        "| AR, ar-greedy |  |  | 50.0 (0.0 - 100.0) same | 6,000 of 6,000 | 1.5 | 17.25 (exact) |",
+        "| FLM, flow-map |  | 5.5 (5.0 - 6.0) |  | 6,000 of 6,000 | 1.5 |  |", "",
+        "puzzles with 12 clues solved, % of 500, mean of 2 seeds (lowest - highest), by NFE", "",
+        "| road | 1 | 36 | passes, with its bases | minutes | bound, nats |",
+        "|---|---|---|---|---|---|",
+        "| FMLM+ started from an MDM | 75.0 (70.0 - 80.0) |  | 3,000 of 6,000 | 1.5 | 20.00 |",
+        "| AR, ar-greedy |  | 30.0 (30.0 - 30.0) | 6,000 of 6,000 | 1.5 | 17.25 (exact) |", "",
+        "posterior: threshold 0.999",
+        "AR: NFE is one a token. A pass reads L tokens, on boards L + L: a puzzle, then its "
+        "solution.", "same: all draws of a seed are one sequence"]
+
+
+def test_where_nothing_is_right_or_wrong_the_table_is_of_likelihoods():
+    table = comparison.report([line("mdm", "ancestral", [], likelihood=dict(bound=80.0)),
+                               line("candi", "candi", [])])
+    assert table.splitlines() == [
+        "mean of 2 seeds", "", "| road | passes, with its bases | minutes | bound, nats |",
+        "|---|---|---|---|", "| MDM, ancestral | 6,000 of 6,000 | 1.5 | 80.00 |",
+        "| CANDI | 6,000 of 6,000 | 1.5 |  |"]
+
+
+@pytest.mark.parametrize("name, sampler, threshold, label", [
+    ("fmlm+", "posterior", 0.999, "FMLM+ from scratch, posterior"),
+    ("fmlm+", "posterior", None, "FMLM+ from scratch, posterior, default threshold"),
+    ("fmlm+", "flow-map", None, "FMLM+ from scratch, flow-map"), ("duo", "duo", None, "Duo"),
+    ("duo", "duo-greedy", None, "Duo, duo-greedy"), ("candi", "candi", None, "CANDI"),
+    ("started", "posterior", 0.999, "FMLM+ started from an MDM")])
+def test_a_line_is_named_by_its_road_and_by_its_sampler_where_there_are_several(
+        name, sampler, threshold, label):
+    assert line(name, sampler, [], threshold)["label"] == label
+
+
+def test_the_command_trains_bases_first_and_each_once_and_its_table_can_be_drawn(
+        tmp_path, called, asked, capsys):
+    arguments = ["sudoku4", "--steps", "6", "--seeds", "2", "-n", "20", "--folder", str(tmp_path),
+                 "--device", "cpu", "--roads", "distilled", "mdm", "started"]
+    assert comparison.main(arguments) == 0
+    names = ["mdm", "half-mdm", "started", "distilled"]
+    assert [re.search(r"-([a-z-]+)-(\d)\.part", words[6]).groups() for words in called] == [
+        (name, seed) for seed in "01" for name in names]
+    assert [call[0][0] for call in asked] == 2 * ["confidence-sampled", "ancestral", "posterior",
+                                                  "posterior"]
+    said = capsys.readouterr().out
+    assert f"\n\n{tmp_path / 'sudoku4.json'}\n" in said and "posterior: threshold 0.999" in said
+    lines = read_table(str(tmp_path / "sudoku4.json"))["valid from nothing, %"]
+    assert list(lines) == ["MDM, confidence-sampled", "MDM, ancestral", "FMLM+ started from an MDM",
+                           "FMLM+ distilled from an MDM"]
+    assert lines["MDM, ancestral"][0] == (1, 50.5, 50, 51)
+    few = read_table(str(tmp_path / "sudoku4.json"), ["distilled", "mdm"])
+    assert list(few["valid from nothing, %"]) == ["FMLM+ distilled from an MDM",
+                                                  "MDM, confidence-sampled"]
+    calls = len(called), len(asked)
+    assert comparison.main(arguments) == 0 and (len(called), len(asked)) == calls
+
+
+def test_the_tables_of_all_tasks_have_budgets_and_a_task_of_ones_own_needs_none():
+    assert Task.budgets == load_task("sudoku6").budgets == (1, 2, 4, 8, 16, 36)
+    assert load_task("sudoku9").budgets == (1, 3, 9, 27, 81)
+    assert Task().measure("x", [], [], 1, 0, "cpu", 0.9) == {}
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--minutes=3"], "unrecognized arguments: --minutes"), (["--roads", "no"], "--roads"),
+    (["--roads", "half-mdm"], "--roads"), (["--steps", "0"], "--steps"),
+    (["--threshold", "nan"], "--threshold"), (["chess"], "task")])
+def test_what_the_command_cannot_do_is_one_sentence(arguments, words, tmp_path, capsys, called):
+    assert comparison.main([*arguments, "--folder", str(tmp_path / "new")]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1 and words in said.err
+    assert not called and not (tmp_path / "new").exists()
