@@ -57,11 +57,12 @@ class Road(NamedTuple):
 # jumps are 2 of the student and 2 of its teacher, the first of which the jump itself shares; what
 # the compression learns is a jump of that map, 1 of either network.
 FLOW, POSTERIOR = ("flow-map-tau", "flow-map"), ("posterior",)
-PROMOTION = ("promotion", "promotion-short")
+MASKED, PROMOTION = ("confidence-sampled", "ancestral"), ("promotion", "promotion-short")
 THIRD = 1 / 3
 ROADS = {
     "fmlm+": Road("", 4, 1, ("posterior", "flow-map"), "FMLM+ from scratch"),
-    "mdm": Road("--objective mdm", 3, 1, ("confidence-sampled", "ancestral"), "MDM"),
+    "mdm": Road("--objective mdm", 3, 1, MASKED, "MDM"),
+    "mdm-elbo": Road("--objective mdm --weighting elbo", 3, 1, MASKED, "MDM, 1/f weight"),
     "ar": Road("--objective ar", 3, 1, ("ar", "ar-greedy"), "AR"),
     "duo": Road("--objective duo", 3, 1, ("duo", "duo-greedy"), "Duo"),
     "candi": Road("--objective candi", 3, 1, ("candi",), "CANDI"),

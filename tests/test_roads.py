@@ -23,8 +23,7 @@ from fmlm import (Batch, Denoiser, Draws, Target, cross_entropy, data_and_self, 
                   denoised, flow_map, flow_map_loss, interpolate, lagrangian, masked, mdm_loss,
                   semigroup, token_mean, token_times, velocity)
 from harness import roads as comparison, runs
-from harness.checkpoints import (BASELINES, OBJECTIVES, load_checkpoint, read_checkpoint,
-                                 save_checkpoint)
+from harness.checkpoints import OBJECTIVES, load_checkpoint, read_checkpoint, save_checkpoint
 from harness.plot import read_table
 from harness.roads import ROADS, below, passes_of, rows_of, steps_of
 from harness.tasks import Task, load_task
@@ -646,11 +645,8 @@ def test_no_table_ends_without_an_evaluation_and_table_with_one(tmp_path, monkey
 
 # ---- the table that compares them: what a road costs
 
-HERE = {name: road for name, road in ROADS.items()
-        if {ROADS[each].objective for each in (name, *below(name))} <= {*OBJECTIVES, *BASELINES}
-        and {*road.samplers} <= {*sample.samplers_for(road.objective)}
-        and ("--init" not in road.options
-             or ROADS[road.bases[0]].objective in runs.STARTS[road.objective])}
+AWAITED = {"mdm-elbo", "flm+", "third-flm+", "third-residual", "compressed", "taught-twice",
+           "started-fmlm", "mlfm", "mlfm-half", "mlfm-quarter"}
 
 
 def test_a_road_and_all_that_it_builds_on_have_the_passes_of_the_first_road_together():
@@ -695,19 +691,25 @@ def test_the_cost_of_a_step_is_what_the_networks_are_asked(name, slope):
     assert (sum(taught) > 0) == bool(ROADS[name].bases)
 
 
-@pytest.mark.parametrize("name", HERE)
+def words_of(name, files, folder):
+    """Options of a road, with a checkpoint of the right objective for each of its bases."""
+    words = ROADS[name].options.split()
+    for i, base in [(i, word[1:-1]) for i, word in enumerate(words) if word[0] == "{"]:
+        words[i] = files.get(ROADS[base].objective, str(folder / f"{base}.pt"))
+        if ROADS[base].objective not in files:
+            save_checkpoint(words[i], run_of(*words_of(base, files, folder)).state())
+    return words
+
+
+@pytest.mark.parametrize("name", [name for name in ROADS if name not in AWAITED])
 def test_what_a_road_asks_of_train_is_a_run_and_its_samplers_suit_what_it_trains(
         name, files, tmp_path):
-    road = HERE[name]
-    words = [files[ROADS[word[1:-1]].objective] if word[0] == "{" else word
-             for word in road.options.split()]
-    options, task, _ = parse(["sudoku4", *TINY, "--steps", "4", *words])
-    assert options.objective == road.objective
-    run = Run(options, task)
-    if options.init:
-        runs.fits(run, read_checkpoint(options.init), runs.STARTS, "--init", options.init)
+    run, objective = run_of(*words_of(name, files, tmp_path)), ROADS[name].objective
+    assert run.options.objective == objective
+    if start := run.options.init:
+        runs.fits(run, read_checkpoint(start), runs.STARTS, "--init", start)
     for sampler, threshold in rows_of(name, 0.999):
-        assert sample.choose_sampler(road.objective, sampler, threshold)[0] == sampler
+        assert sample.choose_sampler(objective, sampler, threshold)[0] == sampler
 
 
 def test_posterior_rows_have_the_threshold_that_was_asked_for_and_the_first_road_its_default_too():
