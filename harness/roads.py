@@ -235,7 +235,7 @@ def report(documents: list[dict]) -> str:
     for kind, clues in tables or [("likelihood", None)]:  # of some texts nothing else is known
         roads = [road for road in documents if of(road, kind, clues) or not tables]
         columns = sorted({nfe for road in roads for nfe in of(road, kind, clues)})
-        title = f"mean of {documents[0]['seeds']} seeds"
+        title = "one seed" if (seeds := documents[0]["seeds"]) == 1 else f"mean of {seeds} seeds"
         if tables:
             named = titles[kind].format("" if clues is None else f" with {clues} clues")
             n = next(iter(of(roads[0], kind, clues).values()))["n"]
