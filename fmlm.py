@@ -253,8 +253,17 @@ def decoding_time(t: Tensor, vocab_size: int) -> Tensor:
 
 @lru_cache
 def _decoding_table(vocab_size: int) -> tuple[Tensor, Tensor]:
-    t = torch.linspace(0, 1, 4097, dtype=torch.float64)
+    t = torch.linspace(0, 1, 4097, dtype=torch.float64, device="cpu")
     return t, decoding_time(t, vocab_size).cummax(0).values  # rounding must not make it fall
+
+
+def look_up(table: Tensor, t: Tensor) -> Tensor:
+    """tau(t), linear between the entries of `_decoding_table` (4,097 uniform times) in t's dtype
+    and on its device; t of any shape in [0, 1]. Exact at 0 and 1."""
+    place = t * (len(table) - 1)
+    below = place.detach().floor().clamp(max=len(table) - 2)
+    index = below.long()
+    return torch.lerp(table[index], table[index + 1], place - below)
 
 
 def inverse_decoding_time(tau: Tensor, vocab_size: int) -> Tensor:
@@ -270,6 +279,22 @@ def inverse_decoding_time(tau: Tensor, vocab_size: int) -> Tensor:
     below, above = table[right - 1], table[right]
     fraction = _ratio(tau.double() - below, above - below, 1.0)
     return torch.lerp(t[right - 1], t[right], fraction.clamp(0, 1)).to(tau.dtype)
+
+
+def midpoint(s: Tensor, t: Tensor) -> Tensor:
+    """u = (s+t)/2, where FMLM+ halves a jump (2606.24773)."""
+    return (s + t) / 2
+
+
+def midpoint_in_tau(s: Tensor, t: Tensor, vocab_size: int) -> Tensor:
+    """u with tau(u) = (tau(s) + tau(t)) / 2, where FMLM halves a jump (2602.16813).
+
+    With many words (0, 1/2) is noise throughout: a midpoint in t halves nothing. s <= t of any
+    shape; s <= u <= t, so context, s = t = 1, stays at 1.
+    """
+    table = _decoding_table(vocab_size)[1].to(s.device)
+    tau = midpoint(*(look_up(table, time.double()) for time in (s, t)))
+    return inverse_decoding_time(tau, vocab_size).to(s).clamp(s, t)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -363,10 +388,13 @@ class Denoiser(nn.Module):
     [MASK] is the zero vector at time 0, so a masked diffusion model *is* this network at s = t = 0
     and its weights load here as they are. The second time enters through an embedder that begins at
     zero: delta_{s,t} starts out as delta_{s,s}. Published: 8 blocks, width 512, rotary positions.
+
+    `tau`: the embedders are told tau(s) and tau(t), as in FLM and FMLM (2602.16813); who calls the
+    network speaks of s and t all the same.
     """
 
     def __init__(self, vocab_size: int, coords: Tensor, width: int = 64, depth: int = 3,
-                 heads: int = 2) -> None:
+                 heads: int = 2, tau: bool = False) -> None:
         super().__init__()
         if min(vocab_size, width, depth, heads) < 1 or width % heads:
             raise ValueError("vocab_size, width, depth and heads must be at least 1, and width "
@@ -376,6 +404,8 @@ class Denoiser(nn.Module):
         self.vocab_size = vocab_size
         self.register_buffer("coords", coords)
         self.register_buffer("related", relations(coords), persistent=False)
+        decided = _decoding_table(vocab_size)[1].float().to(coords.device) if tau else None
+        self.register_buffer("decided", decided, persistent=False)
         self.embed = nn.Linear(vocab_size, width)
         self.positions = nn.ModuleList(nn.Embedding(int(column.max()) + 1, width)
                                        for column in coords.T)
@@ -391,12 +421,17 @@ class Denoiser(nn.Module):
             nn.init.zeros_(zero.weight)
             nn.init.zeros_(zero.bias)
 
-    def forward(self, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
+    def told(self, time: Tensor) -> Tensor:
+        """What the embedders are told of a time: the time, or its tau."""
+        return time if self.decided is None else look_up(self.decided, time)
+
+    def logits(self, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        """What the head says, (B, L, V); ValueError for another L or V, or as `check_times`."""
         check_times(x, s, t)
         if x.shape[1:] != (len(self.coords), self.vocab_size):
             expected = f"(B, {len(self.coords)}, {self.vocab_size})"
             raise ValueError(f"this network reads {expected}, got {tuple(x.shape)}")
-        when = F.silu(self.time_s(s) + self.time_t(t))
+        when = F.silu(self.time_s(self.told(s)) + self.time_t(self.told(t)))
         # The exact posterior weighs x by s / (1-s)^2 (toy/exact.py): the times scale the input.
         h = self.embed(x) * (1 + self.evidence(when))
         h = h + sum(table(column) for table, column in zip(self.positions, self.coords.T))
@@ -404,7 +439,10 @@ class Denoiser(nn.Module):
         for block in self.blocks:
             h = block(h, shared, self.related)
         shift, scale = self.modulation(when).chunk(2, -1)
-        logits = self.head(normalize(h, shift, scale)).float()
+        return self.head(normalize(h, shift, scale)).float()
+
+    def forward(self, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        logits = self.logits(x, s, t)
         return F.log_softmax(30 * torch.tanh(logits / 30), -1)  # soft-capped, as published
 
 
@@ -509,18 +547,22 @@ def flow_map_loss(model: Model, batch: Batch, noise: Tensor, parts: dict | None 
     return token_mean(entropies, ~batch.context)
 
 
-def flm_loss(model: Model, x1: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-    """FLM (2602.16813): cross-entropy of D_t(x_t) against x1, all tokens at one time t, (B,)."""
-    batch = Batch(x1, None, given(x1, None), t, t, [Target("data", len(x1))])
+def flm_loss(model: Model, x1: Tensor, t: Tensor, noise: Tensor,
+             prompt: Tensor | None = None) -> Tensor:
+    """FLM (2602.16813): cross-entropy of D_t(x_t) against x1, all tokens at one time t, (B,), but
+    for a clean prompt, (B, L) bool. With random context in its place it is FLM+ (2606.24773)."""
+    batch = Batch(x1, prompt, given(x1, prompt), t, t, [Target("data", len(x1))])
     return flow_map_loss(model, batch, noise)
 
 
-def semigroup(model: Model, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
-    """Off-diagonal target at x = x_s: jump from s to u = (s+t)/2, then from u to t (2606.24773).
+def semigroup(model: Model, x: Tensor, s: Tensor, t: Tensor,
+              halve: Callable[[Tensor, Tensor], Tensor] = midpoint) -> Tensor:
+    """Off-diagonal target at x = x_s: jump from s to u = halve(s, t), then from u to t (2606.24773;
+    in FMLM u is `midpoint_in_tau`).
 
     Both jumps are the running network's, not its average's: two passes.
     """
-    u = (s + t) / 2
+    u = halve(s, t)
     delta_su = model(x, s, u).exp()
     delta_ut = model(flow_map(x, delta_su, s, u), u, t).exp()
     return semigroup_target(delta_su, delta_ut, s, u, t)

@@ -27,7 +27,7 @@ from torch import Generator, Tensor
 
 from fmlm import Model, bridge_step, check_sigma, flow_map, inverse_decoding_time, token_times
 from harness import commands, speed, terminal
-from harness.checkpoints import (BASELINES, WITHOUT_CONTEXT, baseline, load_checkpoint,
+from harness.checkpoints import (BASELINES, baseline, completes, load_checkpoint,
                                  newest_checkpoint, task_of)
 from harness.measure import BATCH, passes_used, usual
 from harness.tasks import name_of
@@ -335,10 +335,10 @@ class Sampler(NamedTuple):
 SAMPLERS = {  # the first that suits an objective is its default
     "posterior": Sampler(posterior_refinement, ("fmlm+",)),
     "posterior-reopened": Sampler(partial(posterior_refinement, reopen=True), ("fmlm+",)),
-    "a-priori": Sampler(a_priori_confidence, ("fmlm+",)),
-    "a-priori-sampled": Sampler(partial(a_priori_confidence, draw="sample"), ("fmlm+",)),
+    "a-priori": Sampler(a_priori_confidence, ("fmlm+", "flm+")),
+    "a-priori-sampled": Sampler(partial(a_priori_confidence, draw="sample"), ("fmlm+", "flm+")),
     "flow-map-tau": Sampler(partial(flow_map_sampler, tau=True), ("flm", "fmlm")),
-    "flow-map": Sampler(flow_map_sampler, ("flm", "fmlm", "fmlm+")),
+    "flow-map": Sampler(flow_map_sampler, ("flm", "fmlm", "fmlm+", "flm+")),
     "block": Sampler(blocks_of_one_pass, ("fmlm+",)),
     "confidence": Sampler(mdm_confidence, ("mdm",)),
     "confidence-sampled": Sampler(partial(mdm_confidence, draw="sample"), ("mdm",)),
@@ -397,9 +397,9 @@ def main(arguments: list[str] | None = None) -> int:
             speed.sampling(sampler.run, model, len(task.coords), options.device, budgets)
         return 0
     solving = (options.puzzle, options.puzzles) != (None, None)
-    if solving and info["objective"] in WITHOUT_CONTEXT:
-        raise ValueError(f"a model trained as {info['objective']} knows no context, so it cannot "
-                         "solve puzzles: use fmlm+")
+    if solving and not completes(info):
+        raise ValueError(f"this {info['objective']} was trained without prompts and knows no "
+                         "context, so it cannot solve puzzles: use fmlm+")
     if options.puzzles is not None:
         given, errors = terminal.parse_lines(task, lines, options.puzzles)
     else:

@@ -55,14 +55,14 @@ def fmlm_plus(run: Run, model: fmlm.Model, x1: Tensor, prompt: Tensor | None) ->
     return fmlm.flow_map_loss(model, batch, run.draws.normal(*x1.shape), run.parts), batch.context
 
 
-def fmlm_(run: Run, model: fmlm.Model, x1: Tensor, prompt: None) -> tuple:
-    """FMLM (2602.16813) in the form of FMLM+: no context, one (s, t) a sequence."""
-    nothing = given(x1, None)
+def fmlm_(run: Run, model: fmlm.Model, x1: Tensor, prompt: Tensor | None) -> tuple:
+    """FMLM (2602.16813) in the form of FMLM+: no context but a prompt, one (s, t) a sequence."""
+    context = given(x1, prompt)
     s, t, targets = flow_map_times(run, model, len(x1))
     if run.options.tau:
         s, t = (fmlm.inverse_decoding_time(time, x1.shape[-1]) for time in (s, t))
-    batch = Batch(x1, None, nothing, s, t, targets)
-    return fmlm.flow_map_loss(model, batch, run.draws.normal(*x1.shape), run.parts), nothing
+    batch = Batch(x1, prompt, context, s, t, targets)
+    return fmlm.flow_map_loss(model, batch, run.draws.normal(*x1.shape), run.parts), context
 
 
 def flow_map_times(run: Run, model: fmlm.Model, n: int) -> tuple[Tensor, Tensor, list[Target]]:
@@ -71,26 +71,37 @@ def flow_map_times(run: Run, model: fmlm.Model, n: int) -> tuple[Tensor, Tensor,
     distilled = round(n * (run.options.distill or 0))
     diagonal = distilled + round((n - distilled) * DIAGONAL)
     # At t = 1 the Lagrangian target says nothing, so that no row is pinned there.
-    own, boundary = (fmlm.lagrangian, 0.0) if run.options.lagrangian else (fmlm.semigroup, BOUNDARY)
+    boundary = 0.0 if run.options.lagrangian else BOUNDARY
     s, t = fmlm.sample_times(n, diagonal, run.draws, boundary, distilled)
-    teacher = fmlm.denoised(run.teacher) if run.teacher else None
-    an_mdm = run.options.distill is not None
-    taught = [Target("mdm", distilled, teacher),
-              Target("data", diagonal - distilled, None if an_mdm else teacher)]
-    own = Target(own.__name__, n - diagonal, partial(own, model))
+    mdm, teacher = (of if of is None else fmlm.denoised(of) for of in (run.mdm, run.teacher))
+    taught = [Target("mdm", distilled, mdm), Target("data", diagonal - distilled, teacher)]
+    own = (Target("lagrangian", n - diagonal, partial(fmlm.lagrangian, model))
+           if run.options.lagrangian else
+           Target("semigroup", n - diagonal, partial(fmlm.semigroup, model, halve=run.halve)))
     return s, t, [target for target in taught if target.rows] + [own]
 
 
-def flm(run: Run, model: fmlm.Model, x1: Tensor, prompt: None) -> tuple:
+def flm(run: Run, model: fmlm.Model, x1: Tensor, prompt: Tensor | None) -> tuple:
     """FLM (2602.16813): the denoiser at one time a sequence, uniform in the decoding time tau."""
     _, t = fmlm.sample_times(len(x1), len(x1), run.draws)
     t = fmlm.inverse_decoding_time(t, x1.shape[-1]) if run.options.tau else t
-    return fmlm.flm_loss(model, x1, t, run.draws.normal(*x1.shape)), given(x1, None)
+    noise = run.draws.normal(*x1.shape)
+    return fmlm.flm_loss(model, x1, t, noise, prompt), given(x1, prompt)
+
+
+def flm_plus(run: Run, model: fmlm.Model, x1: Tensor, prompt: Tensor | None) -> tuple:
+    """FLM+ (2606.24773): FMLM+ on the diagonal alone, an FLM that knows context."""
+    context, _ = fmlm.sample_context(given(x1, prompt), run.draws)
+    _, t = fmlm.sample_times(len(x1), len(x1), run.draws)
+    return fmlm.flm_loss(model, x1, t, run.draws.normal(*x1.shape), context), context
 
 
 def mdm(run: Run, model: fmlm.Model, x1: Tensor, prompt: Tensor | None) -> tuple:
-    """Masked diffusion (2406.07524), a mean over all masked tokens: FMLM+ at s = t = 0."""
-    context, _ = fmlm.sample_context(given(x1, prompt), run.draws)
+    """Masked diffusion (2406.07524). A mean over all masked tokens: FMLM+ at s = t = 0; or MDLM's
+    own weight, nats a token of the bound, so that gradients are clipped alike."""
+    context, rate = fmlm.sample_context(given(x1, prompt), run.draws)
+    if run.options.weighting == "elbo":  # all sequences count alike
+        return fmlm.mdm_loss(model, x1, context, rate, "elbo") / x1.shape[1], given(x1, None)
     return fmlm.mdm_loss(model, x1, context), context
 
 
@@ -101,7 +112,7 @@ def mlfm(run: Run, model: fmlm.Model, x1: Tensor, prompt: Tensor | None) -> tupl
     return fmlm.mlfm_loss(model, x1, context, t, run.draws.normal(*x1.shape)), context
 
 
-LOSSES = dict(zip(OBJECTIVES, (fmlm_plus, fmlm_, flm, mdm, mlfm)))
+LOSSES = dict(zip(OBJECTIVES, (fmlm_plus, fmlm_, flm, mdm, mlfm, flm_plus)))
 
 
 def loss_of(objective: str) -> Callable:
@@ -124,7 +135,9 @@ def learning_rate(progress: float, step: int, peak: float, warmup: int) -> float
 class Run:
     """A training run: everything that a checkpoint saves, and the step that changes it."""
 
-    def __init__(self, options: Namespace, task: Task, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, options: Namespace, task: Task, rank: int = 0, world: int = 1,
+                 origin: dict | None = None) -> None:
+        """origin: the checkpoint whose weights will be loaded, if any."""
         self.options, self.task, self.rank, self.world = options, task, rank, world
         self.device = options.device
         self.data = task.load(options, self.device)
@@ -132,7 +145,8 @@ class Run:
         sizes = dict(width=options.width, depth=options.depth, heads=options.heads)
         self.info = dict(format=FORMAT, task=task.name, state=task.state,
                          objective=options.objective,
-                         network=dict(vocab_size=task.vocab_size) | sizes)
+                         network=dict(vocab_size=task.vocab_size) | sizes
+                         | runs.told_tau(options, origin))
         torch.manual_seed(options.seed)  # the initial weights, the same on every process
         self.model = build(self.info, task).to(self.device)
         two_times = options.objective in ("fmlm", "fmlm+")
@@ -148,15 +162,20 @@ class Run:
         generator = Generator(self.device).manual_seed(options.seed * world + rank)
         self.draws = fmlm.Draws(generator, self.device, rank, world)
         self.step, self.seconds, self.parts = 0, 0.0, {}
+        self.prompted = False  # whether any batch had a prompt
         self.began = dict(progress=0.0, at=0.0)  # of the schedule: see `runs.restore`
         self.broken = torch.tensor(0, device=self.device)  # the first step of no finite gradient
         prepare = partial(compiled, device=self.device, dynamic=False)
         self.network = prepare(self.model) if options.compile else self.model
-        self.teacher = None
-        if options.teacher:
-            self.teacher = runs.teach(self, prepare if options.compile else lambda model: model)
+        self.mdm, self.teacher = runs.teach(self, prepare if options.compile else lambda net: net)
         if world > 1:
             self.network = nn.parallel.DistributedDataParallel(self.network)
+
+    def halve(self, s: Tensor, t: Tensor) -> Tensor:
+        """Where a jump from s to t is halved."""
+        if self.options.tau:
+            return fmlm.midpoint_in_tau(s, t, self.task.vocab_size)
+        return fmlm.midpoint(s, t)
 
     def place(self) -> tuple[float, float]:
         """How far the schedule is, and how long it is: in steps if they are given, else seconds."""
@@ -180,6 +199,7 @@ class Run:
 
     def loss(self, model: fmlm.Model, drawn: tuple[Tensor, Tensor | None]) -> Tensor:
         tokens, prompt = drawn
+        self.prompted |= prompt is not None
         x1 = F.one_hot(tokens, self.task.vocab_size).float()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
             loss, context = loss_of(self.options.objective)(self, model, x1, prompt)
@@ -210,7 +230,7 @@ class Run:
         """All that sampling and `runs.restore` need."""
         options = {name: getattr(self.options, name) for name in runs.kinds(self.task)}
         return dict(self.info, options=options, step=self.step, seconds=self.seconds,
-                    began=dict(self.began),
+                    began=dict(self.began), prompted=self.prompted,
                     updates=self.ema.updates, model=self.ema.model.state_dict(),
                     running=self.model.state_dict(), optimizer=self.optimizer.state_dict()["state"],
                     generator=self.draws.generator.get_state())
@@ -246,15 +266,16 @@ def main(arguments: list[str] | None = None) -> int:
         out = options.out or options.resume or CHECKPOINTS / f"{task.name}-{options.objective}.pt"
         if not options.out:
             CHECKPOINTS.mkdir(exist_ok=True)
-        for name, other in (("--init", options.init), ("--teacher", options.teacher)):
-            if other and same_file(out, other):
+        others = [("--init", options.init)] if options.init else []
+        for name, other in others + [("--teacher", path) for path in options.teacher or []]:
+            if same_file(out, other):
                 raise ValueError(f"{name} {other} would be overwritten: name another --out")
         saver = Saver(out) if rank == 0 and not options.bench else None
         start = read_checkpoint(options.init) if options.init else None
         if world > 1:  # gradients by nccl; when to end by gloo, which does not wait for the GPU
             cuda = options.device.type == "cuda"
             dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
-        run = Run(options, task, rank, world)
+        run = Run(options, task, rank, world, state or start)
         if start:
             runs.fits(run, start, runs.STARTS, "--init", options.init)
             runs.load(run, start)

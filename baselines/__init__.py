@@ -1,10 +1,12 @@
-"""The systems beside FMLM+ in the papers' tables, a short file each: AR, Duo, CANDI, S-FLM.
+"""The systems beside FMLM+ in the papers' tables, a short file each: AR, Duo, CANDI, S-FLM, and
+FMLM in the two stages of its release.
 
 A module has
-    network(task, sizes)                      the network: fmlm's blocks, with what the system needs
+    NETWORKS    objective -> network(task, sizes): fmlm's blocks, with what the system needs
     LOSSES      objective -> loss(run, model, x1, prompt) -> (loss, context)
     SAMPLERS    name -> sample.Sampler: run(model, tokens, known, nfe, generator=None, trace=None)
     likelihood(model, x1, draws) -> (B,) nats a sequence, and KIND, "exact" or "bound"; or None
+    start(objective, weights) -> weights      to begin with, of a checkpoint's: where it can do so
 and is found by its name at run time. Here is what they share.
 
 Signal level a and time t: a(t) = 0.001 + 0.999 t, "log-linear" in the sources. All are trained and

@@ -75,6 +75,7 @@ def sampler(model: Model, tokens: Tensor, known: Tensor, nfe: int, greedy: bool 
 
 
 KIND = "exact"
+NETWORKS = {"ar": network}
 LOSSES = {"ar": loss}
 SAMPLERS = {"ar": Sampler(sampler, ("ar",)),
             "ar-greedy": Sampler(partial(sampler, greedy=True), ("ar",))}

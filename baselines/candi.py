@@ -98,5 +98,6 @@ def sampler(model: Model, tokens: Tensor, known: Tensor, nfe: int,
 
 
 likelihood = None  # the loss bounds nothing once the noisy tokens say something
+NETWORKS = {"candi": network}
 LOSSES = {"candi": loss}
 SAMPLERS = {"candi": Sampler(sampler, ("candi",))}

@@ -122,6 +122,7 @@ def sampler(model: Model, tokens: Tensor, known: Tensor, nfe: int, greedy: bool 
 
 
 KIND = "bound"
+NETWORKS = {"duo": network}
 LOSSES = {"duo": loss}
 SAMPLERS = {"duo": Sampler(sampler, ("duo",)),
             "duo-greedy": Sampler(partial(sampler, greedy=True), ("duo",))}

@@ -129,6 +129,7 @@ def sampler(model, tokens: Tensor, known: Tensor, nfe: int, truncated: bool = Tr
 
 
 likelihood = None  # plain cross-entropy at every level bounds nothing
+NETWORKS = {"sflm": network, "sflm-naive": network}
 LOSSES = {"sflm": loss, "sflm-naive": partial(loss, truncated=False)}
 SAMPLERS = {"sflm": Sampler(sampler, ("sflm",)),
             "sflm-naive": Sampler(partial(sampler, truncated=False), ("sflm-naive",))}

@@ -27,11 +27,12 @@ from harness.tasks import ROOT, TASKS, Task, load_task
 CHECKPOINTS = ROOT / "checkpoints"
 FORMAT = 3  # 2 had neither the state of the task nor that of the schedule: it is read as well
 TRAIN = "`python train.py`, or `python train.py sudoku9` for 9x9"
-OBJECTIVES = ("fmlm+", "fmlm", "flm", "mdm", "mlfm")
+OBJECTIVES = ("fmlm+", "fmlm", "flm", "mdm", "mlfm", "flm+")
 BASELINES = {"ar": "baselines.ar", "duo": "baselines.duo", "candi": "baselines.candi",
-             "sflm": "baselines.sflm", "sflm-naive": "baselines.sflm"}  # other systems' objectives
+             "sflm": "baselines.sflm", "sflm-naive": "baselines.sflm",  # other systems' objectives
+             "fmlm-residual": "baselines.two_stage", "fmlm-compressed": "baselines.two_stage"}
 ONE_BY_ONE = ("ar",)  # a pass a token, no less
-WITHOUT_CONTEXT = ("fmlm", "flm")  # trained with all tokens at one time: they cannot complete
+IN_TAU = ("flm", "fmlm", "fmlm-residual", "fmlm-compressed")  # no context but a prompt, times in tau
 LARGEST = dict(vocab_size=4096, width=4096, depth=128, heads=4096)  # none larger is made or read
 MOST_ENTRIES, MOST_OPERATIONS, LONGEST_PICKLE = 20_000, 2**20, 2**23  # over three times LARGEST
 GLOBALS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2",  # what torch.save names
@@ -107,7 +108,8 @@ def save_checkpoint(path: str | Path, state: dict) -> None:
 
 def ship(path: str | Path, state: dict) -> None:
     """Write only what sampling and the model card need of a run, in half precision."""
-    names = ("format", "task", "state", "objective", "network", "step", "seconds", "options")
+    names = ("format", "task", "state", "objective", "network", "prompted", "step", "seconds",
+             "options")
     weights = {name: value.half() if value.is_floating_point() else value
                for name, value in state["model"].items()}
     save_checkpoint(path, {name: state.get(name) for name in names} | dict(model=weights))
@@ -167,7 +169,8 @@ def is_checkpoint(path: Path) -> bool:
 def read_checkpoint(path: str | Path) -> dict:
     """Read what `train.py` wrote: see `_unpack` for what a file cannot do.
 
-    "format", "task", "state", "objective", "network" and "model" (the EMA weights) are validated.
+    "format", "task", "state", "objective", "network", "prompted" and "model" (the EMA weights) are
+    validated. A network that is told tau says so; one of a file without that word is told t.
     ValueError, in one sentence, for a file that is missing, damaged, not ours, of another format or
     of a task that is not here.
     """
@@ -189,8 +192,11 @@ def read_checkpoint(path: str | Path) -> dict:
                          f"it again with {TRAIN}")
     if state["format"] == 2:
         state["state"] = {}
-    head = {name: state.get(name) for name in ("task", "objective", "network")}
-    if not alike(head, dict(task="", objective="", network=LARGEST)):
+    state.setdefault("prompted", False)
+    head = {name: state.get(name) for name in ("task", "objective", "network", "prompted")}
+    told = isinstance(head["network"], dict) and "tau" in head["network"]
+    sizes = LARGEST | ({"tau": True} if told else {})
+    if not alike(head, dict(task="", objective="", network=sizes, prompted=True)):
         raise damaged
     if head["task"] not in TASKS:
         raise ValueError(f"{path} is of the task {head['task'][:40]!r}, which is not here: choose "
@@ -198,16 +204,17 @@ def read_checkpoint(path: str | Path) -> dict:
     network = head["network"]
     if (head["objective"] not in (*OBJECTIVES, *BASELINES)
             or not isinstance(state.get("state"), dict)
-            or not all(1 <= size <= LARGEST[name] for name, size in network.items())
+            or not all(1 <= network[name] <= largest for name, largest in LARGEST.items())
             or network["width"] % network["heads"]):
         raise damaged
     try:
         task = load_task(head["task"], state["state"])
+        fresh = build(state, task, "meta").state_dict()  # takes no memory
     except Exception as error:  # the state is a stranger's as well
         raise damaged from error
     weights = state.get("model")
     if (network["vocab_size"] != task.vocab_size
-            or not alike(weights, build(state, task, "meta").state_dict())  # takes no memory
+            or not alike(weights, fresh)
             or sum(w.numel() * w.element_size() for w in weights.values()) > path.stat().st_size
             or not all(weight.isfinite().all() for weight in weights.values())
             or not all(weight.equal(task.coords) for name, weight in weights.items()
@@ -243,7 +250,7 @@ def build(info: dict, task: Task, device: str | torch.device = "cpu") -> Denoise
     with torch.device(device):
         if system := baseline(info["objective"]):
             sizes = {name: size for name, size in info["network"].items() if name != "vocab_size"}
-            return system.network(task, sizes)
+            return system.NETWORKS[info["objective"]](task, sizes)
         return Denoiser(coords=task.coords, **info["network"])
 
 
@@ -259,6 +266,12 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu",
     model = model.to(device).eval().requires_grad_(False)
     keep_memory()
     return compiled(model, device) if compile else model, state
+
+
+def completes(info: dict) -> bool:
+    """Whether a checkpoint's model knows clean context: an FLM or FMLM does where it was trained
+    with prompts, all others always."""
+    return info["objective"] not in IN_TAU or info["prompted"]
 
 
 def task_of(info: dict) -> Task:

@@ -7,8 +7,7 @@ import os
 import sys
 
 from harness import commands, runs
-from harness.checkpoints import (BASELINES, LARGEST, OBJECTIVES, WITHOUT_CONTEXT,
-                                 read_checkpoint)
+from harness.checkpoints import BASELINES, IN_TAU, LARGEST, OBJECTIVES, read_checkpoint
 from harness.tasks import TASKS, Task, load_task
 
 DEFAULTS = dict(objective="fmlm+", lr=2e-3, warmup=100, ema=0.999, seed=0, bf16=True, compile=True,
@@ -42,7 +41,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, Task, dict |
     defaults = DEFAULTS | task.settings | {name: own[0] for name, own in task.own.items()}
     defaults |= dict(task=task.name) | {k: v for k, v in settings.items() if v is not None}
     objective = options.objective or defaults["objective"]
-    if objective in WITHOUT_CONTEXT:
+    if objective in IN_TAU:
         defaults |= dict(tau=True, recipe=False) | task.without_context
     if options.steps or settings.get("steps"):  # minutes are then those of a sitting, of this one
         defaults["minutes"] = None
@@ -56,7 +55,8 @@ def _settings(state: dict, task: Task, path: str) -> dict:
     """The settings of the run in a checkpoint. ValueError for those that no command line asks."""
     settings = runs.settings_of(state, task, path)
     words = [f"--{name}={value}" if type(value) is not bool else f"--{'' if value else 'no-'}{name}"
-             for name, value in settings.items() if value is not None and name != "task"]
+             for name, values in settings.items() if values is not None and name != "task"
+             for value in (values if type(values) is list else [values])]
     try:
         _parser(task).parse_args(words)
     except ValueError as error:
@@ -83,12 +83,16 @@ def _parser(task: Task) -> commands.Parser:
                        "have fewer blocks than --depth")
     add("--out", type=commands.path, metavar="CKPT",
         help="default: checkpoints/TASK-OBJECTIVE.pt, or the resumed checkpoint")
-    add("--teacher", type=commands.path, metavar="CKPT",
-        help="learn the diagonal from this frozen model: fmlm from an flm, from which it also "
-        "starts; fmlm+ from an fmlm+, or from an mdm at s = t = 0")
+    add("--teacher", type=commands.path, metavar="CKPT", action="append",
+        help="learn from this frozen model: fmlm and fmlm-residual from an flm, fmlm-compressed "
+        "from an fmlm-residual, all of which start from it; fmlm+ from an mdm at s = t = 0, from "
+        "an flm+ or fmlm+ on the rest of the diagonal, or, named twice, from both")
     add("--distill", type=commands.number(0, 1, open=False), metavar="X",
         help="share of the batch that an mdm teaches (default 0.25)")
-    add("--tau", action=switch, help="draw times uniformly in tau(t) (default for flm and fmlm)")
+    add("--tau", action=switch, help="draw and halve times in tau(t), and tell the network tau "
+        f"(default for {', '.join(IN_TAU)})")
+    add("--weighting", choices=("uniform", "elbo"), help="of an mdm's masked tokens: alike "
+        "(default), or 1 / masking rate as in the likelihood bound")
     add("--lagrangian", action=switch, help="off-diagonal target: the Lagrangian identity")
     add("--recipe", action=switch, help="what the task adds to the paper's batch (default)")
     kinds = dict(batch=commands.whole(1, 10**6), lr=commands.number(0, 10), warmup=commands.COUNT,
@@ -112,13 +116,16 @@ def _parser(task: Task) -> commands.Parser:
 
 def _check(options: argparse.Namespace, task: Task) -> None:
     """ValueError for options that do not go together, before any work."""
-    flow, context = options.objective in ("fmlm", "fmlm+"), options.objective not in WITHOUT_CONTEXT
-    suits = [("tau", not context, "flm and fmlm"), ("lagrangian", flow, "fmlm and fmlm+"),
-             ("teacher", flow, "fmlm and fmlm+")]
-    suits += [(name, context, "fmlm+, mdm and mlfm") for name in task.without_context]
-    for name, right, those in suits:
-        if getattr(options, name) and not right:
+    for name, those in (("tau", IN_TAU), ("lagrangian", ("fmlm", "fmlm+")), ("weighting", ("mdm",)),
+                        ("teacher", tuple(runs.TEACHERS))):
+        if getattr(options, name) and options.objective not in those:
+            *others, last = those
+            those = f"{', '.join(others)} and {last}" if others else last
             raise ValueError(f"--{name} is for {those}, not for {options.objective}")
+    if options.objective in BASELINES and options.objective in runs.TEACHERS and not options.teacher:
+        suits = " or ".join(runs.TEACHERS[options.objective])
+        raise ValueError(f"{options.objective} learns from a frozen {suits}: name one with "
+                         "--teacher")
     if options.ship and (not options.resume or same_file(options.ship, options.resume)):
         raise ValueError("--ship writes the weights of a run to another file than the run's: "
                          "name it with --resume")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 import fmlm
-from harness.checkpoints import alike, load_checkpoint
+from harness.checkpoints import alike, baseline, load_checkpoint, read_checkpoint
 from harness.tasks import Task
 
 if TYPE_CHECKING:
@@ -16,10 +17,14 @@ if TYPE_CHECKING:
 
 KEPT = dict(task=str, objective=str, steps=int, minutes=float, width=int, depth=int, heads=int,
             batch=int, lr=float, warmup=int, ema=float, seed=int, bf16=bool, compile=bool, tau=bool,
-            recipe=bool, lagrangian=bool, teacher=str, distill=float)  # what makes a run
-STARTS = {"fmlm+": ("mdm", "fmlm+"), "fmlm": ("flm", "fmlm"), "flm": ("flm",),
-          "mdm": ("mdm", "fmlm+"), "mlfm": ("mdm", "mlfm")}  # what an objective can start from
-TEACHERS = {"fmlm+": ("mdm", "fmlm+"), "fmlm": ("flm",)}  # and learn from
+            recipe=bool, lagrangian=bool, teacher=list, distill=float,
+            weighting=str)  # what makes a run
+STARTS = {"fmlm+": ("mdm", "flm+", "fmlm", "fmlm+"), "fmlm": ("flm", "fmlm"), "flm": ("flm",),
+          "flm+": ("mdm", "flm+"), "mdm": ("mdm", "fmlm+"),
+          "mlfm": ("mdm", "mlfm")}  # what an objective can start from
+TEACHERS = {"fmlm+": ("mdm", "flm+", "fmlm+"), "fmlm": ("flm",), "fmlm-residual": ("flm",),
+            "fmlm-compressed": ("fmlm-residual",)}  # and learn from
+STARTS_AS_TEACHER = ("fmlm", "fmlm-residual", "fmlm-compressed")
 NO_RUN = "holds weights to sample from, but no training run to resume"
 
 
@@ -31,9 +36,13 @@ def kinds(task: Task) -> dict[str, type]:
 def settings_of(state: dict, task: Task, path: str) -> dict:
     """The options that a checkpoint's run was started with. ValueError where there are none."""
     settings, types = state.get("options"), kinds(task)
-    if isinstance(settings, dict) and state["format"] == 2:
-        settings = settings | {"recipe": True}
+    if isinstance(settings, dict):  # an older file lacks some of these, and has one teacher at most
+        missing = dict(weighting=None) | ({"recipe": True} if state["format"] == 2 else {})
+        settings = missing | settings
+        if isinstance(settings.get("teacher"), str):
+            settings["teacher"] = [settings["teacher"]]
     head = dict(state["network"], task=state["task"], objective=state["objective"])
+    head.pop("tau", None)  # who starts from a network that is told tau, or t, is told the same
     if (not isinstance(settings, dict) or settings.keys() != types.keys()
             or not all(value is None or type(value) is types[name] and possible(value)
                        for name, value in settings.items())
@@ -44,17 +53,20 @@ def settings_of(state: dict, task: Task, path: str) -> dict:
 
 
 def possible(value: object) -> bool:
-    """Whether an option can have this value, if it is a number."""
+    """Whether an option can have this value, if it is a number or a list."""
+    if isinstance(value, list):
+        return bool(value) and all(type(entry) is str for entry in value)
     return type(value) not in (int, float) or 0 <= value < 2**32
 
 
 def fits(run: Run, state: dict, allowed: dict, option: str, path: str) -> None:
     """ValueError unless a checkpoint is of this task and size (or of fewer blocks), and of an
-    objective that is allowed."""
+    objective that is allowed. Whether it is told t or tau is its own affair."""
     own, suits = run.info, allowed.get(run.info["objective"], ())
     depth = max(state["network"]["depth"], own["network"]["depth"])
-    network = dict(state["network"], depth=depth)
-    if (state["objective"] not in suits or network != own["network"]
+    size = lambda network: {name: size for name, size in network.items() if name != "tau"}
+    if (state["objective"] not in suits
+            or size(state["network"]) | {"depth": depth} != size(own["network"])
             or any(state[name] != own[name] for name in ("task", "state"))):
         words = [", ".join(str(info[name]) for name in ("task", "objective", "network"))
                  for info in (state, own)]
@@ -66,29 +78,50 @@ def fits(run: Run, state: dict, allowed: dict, option: str, path: str) -> None:
 def load(run: Run, state: dict) -> None:
     """Start from the weights of another run: an MDM's, say, which is this network at s = t = 0.
     Blocks that it lacks write nothing yet: a deeper network starts out as the same function."""
+    system = baseline(run.options.objective)
+    weights = system.start(run.options.objective, state["model"]) if system else state["model"]
     for model in (run.model, run.ema.model):
-        model.load_state_dict(state["model"], strict=False)
-        for block in model.blocks[state["network"]["depth"]:]:
-            for last in (*block.out.parameters(), *block.down.parameters()):
-                nn.init.zeros_(last)
+        model.load_state_dict(weights, strict=False)
+        for network in model.modules():
+            if isinstance(network, fmlm.Denoiser):
+                for block in network.blocks[state["network"]["depth"]:]:
+                    for last in (*block.out.parameters(), *block.down.parameters()):
+                        nn.init.zeros_(last)
 
 
-def teach(run: Run, prepare: Callable) -> fmlm.Model:
-    """The frozen teacher of a run: an MDM sees [MASK] and teaches a share of the batch. ValueError
-    for a checkpoint that cannot teach it."""
-    options = run.options
-    teacher, info = load_checkpoint(options.teacher, run.device)
-    fits(run, info, TEACHERS, "--teacher", options.teacher)
-    teacher = prepare(teacher)
-    if options.objective == "fmlm":  # the student starts as its teacher: the second time is silent
-        load(run, info)
-    if info["objective"] == "mdm":
+def told_tau(options: Namespace, origin: dict | None) -> dict:
+    """{"tau": True}, for "network" of a checkpoint, where the network of a run is told tau: as are
+    the weights that it goes on from, else as its times are drawn."""
+    if not origin and options.objective in STARTS_AS_TEACHER and options.teacher:
+        origin = read_checkpoint(options.teacher[0])
+    told = origin["network"].get("tau", False) if origin else options.tau
+    return {"tau": True} if told else {}
+
+
+def teach(run: Run, prepare: Callable) -> tuple[fmlm.Model | None, fmlm.Model | None]:
+    """The frozen teachers of a run: an MDM, which is shown [MASK] and teaches a share of the batch
+    at s = t = 0, and one of the rest of the diagonal; None where there is none. ValueError for a
+    checkpoint that cannot teach it, and for two of one kind."""
+    options, mdm, teacher = run.options, None, None
+    for path in options.teacher or []:
+        network, info = load_checkpoint(path, run.device)
+        fits(run, info, TEACHERS, "--teacher", path)
+        if options.objective in STARTS_AS_TEACHER:
+            load(run, info)
+        network = prepare(getattr(run.model, "teacher", network))  # a residual map holds its own
+        if (mdm if info["objective"] == "mdm" else teacher) is not None:
+            raise ValueError(f"--teacher {path} is the second {info['objective']}: name one mdm, "
+                             "one teacher of the rest of the diagonal, or both")
+        if info["objective"] == "mdm":
+            mdm = fmlm.masked(network)
+        else:
+            teacher = network
+    if mdm:
         options.distill = 0.25 if options.distill is None else options.distill
-        return fmlm.masked(teacher)
-    if options.distill is not None:
-        raise ValueError(f"--distill is the share taught by an MDM, and {options.teacher} is "
+    elif options.distill is not None:
+        raise ValueError(f"--distill is the share taught by an MDM, and {options.teacher[0]} is "
                          f"{info['objective']}")
-    return teacher
+    return mdm, teacher
 
 
 def restore(run: Run, state: dict, path: str) -> None:
@@ -116,7 +149,7 @@ def restore(run: Run, state: dict, path: str) -> None:
         generator.set_state(state["generator"])
     else:  # only the first process saves its own, and a GPU's means nothing to a CPU: a fresh one
         generator.manual_seed((run.options.seed + run.step) * run.world + run.rank)
-    run.began = dict(state["began"])
+    run.began, run.prompted = dict(state["began"]), state["prompted"]
     asked = {name: getattr(run.options, name) for name in ("steps", "minutes")}
     before = {name: state["options"][name] for name in asked}
     vars(run.options).update(before)

@@ -50,9 +50,9 @@ def training(run: Run, steps: int) -> None:
         start, mark = mark, time.perf_counter()
         rows[-1][part] += mark - start
 
-    def network(x: Tensor, s: Tensor, t: Tensor) -> Tensor:
+    def network(*asked: Tensor) -> Tensor:
         lap("loss")
-        log_delta = run.network(x, s, t)
+        log_delta = run.network(*asked)
         lap("forward" if torch.is_grad_enabled() else "targets")
         return log_delta
 

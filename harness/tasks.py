@@ -31,7 +31,7 @@ class Task:
     coords: Tensor  # (L, K) int64, where each token is, for `fmlm.Denoiser`
     settings: dict = {}  # defaults of train.py's options for this task
     own: dict = {}  # its own options of train.py: name -> (default, largest, help)
-    without_context: dict = {}  # what these are for an objective that knows no context
+    without_context: dict = {}  # what these are for an flm or fmlm: it needs no prompt
     state: dict = {}  # plain data that a checkpoint keeps to rebuild the task
     recipe: Callable | None = None  # (Batch, model, Draws) -> Batch: its addition to the paper's
     nouns: str = "sequences"

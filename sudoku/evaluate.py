@@ -19,7 +19,7 @@ from torch import Generator
 
 import fmlm
 from harness import commands, evaluation
-from harness.checkpoints import (WITHOUT_CONTEXT, baseline, load_checkpoint, newest_checkpoint,
+from harness.checkpoints import (IN_TAU, baseline, completes, load_checkpoint, newest_checkpoint,
                                  read_checkpoint, task_of)
 from harness.measure import likelihood_bound, posterior, share, usual
 from harness.tasks import Task
@@ -92,9 +92,9 @@ def asked(path: str, info: dict, options: argparse.Namespace) -> list[tuple[str,
     """The samplers to evaluate a checkpoint with, by name. ValueError for what it cannot do."""
     shape_of(path, info)
     objective = info["objective"]
-    if objective in WITHOUT_CONTEXT and options.clues:
-        raise ValueError(f"{path} was trained as {objective}, which knows no context, so it cannot "
-                         "solve puzzles: leave --clues out")
+    if options.clues and not completes(info):
+        raise ValueError(f"{path} is an {objective} trained without prompts, so it cannot solve "
+                         "puzzles: leave --clues out, or train it with --puzzles")
     names = options.sampler or [name for name in samplers_for(objective) if name not in ASIDE]
     return [choose_sampler(objective, name, options.threshold) for name in names]
 
@@ -116,13 +116,13 @@ def evaluate(path: str, options: argparse.Namespace) -> dict:
         {"sampler": name, **unconditional(shape, model, sampler, nfe, options.n, draws())}
         for name, sampler in samplers
         for nfe in options.nfe or usual(objective, shape.cells, BUDGETS[shape.size])]
-    if objective in WITHOUT_CONTEXT:
+    if not completes(info):
         return document
     document["puzzles"] = [
         {"sampler": name, **puzzles(shape, model, sampler, nfe, options.n, clues, draws())}
         for name, sampler in samplers for clues in options.clues or []
         for nfe in options.nfe or usual(objective, shape.cells, [1, 2, 4, 8, 16])]
-    found = likelihood_bound(task, model, objective, draws())
+    found = objective not in IN_TAU and likelihood_bound(task, model, objective, draws())
     if not found:
         return document
     bound, error = found
@@ -146,13 +146,13 @@ def measure(task: Task, path: str, samplers: Sequence[str], budgets: Sequence[in
     document = {"unconditional": [
         {"sampler": name, **unconditional(shape, model, sampler, nfe, n, draws())}
         for name, sampler in chosen for nfe in budgets]}
-    if objective in WITHOUT_CONTEXT:
+    if not completes(info):
         return document
     document["puzzles"] = [
         {"sampler": name, **puzzles(shape, model, sampler, nfe, n, clues, draws())}
         for name, sampler in chosen for clues, own in COMPARED[shape.size].items()
         for nfe in usual(objective, shape.cells, own or budgets)]
-    if found := likelihood_bound(task, model, objective, draws()):
+    if objective not in IN_TAU and (found := likelihood_bound(task, model, objective, draws())):
         document["likelihood"] = {"bound": round(found[0], 3)}
         if system := baseline(objective):
             document["likelihood"]["kind"] = system.KIND

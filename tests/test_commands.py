@@ -464,7 +464,7 @@ TRAINING = {  # arguments, with {names} of files, and what the sentence must say
                                     "--init {mdm} is sudoku4, mdm", "this run, sudoku6, fmlm+"),
     **{f"teacher of nothing: {objective}": (["--objective", objective, "--teacher", "{flm}",
                                              "--out", "{folder}/x"],
-                                            f"--teacher is for fmlm and fmlm+, not for {objective}")
+                                            f"fmlm-compressed, not for {objective}")
        for objective in ("mdm", "flm", "mlfm")},
     "distill without a teacher": (["--distill", "0.5", "--out", "{folder}/x"],
                                   "--distill is the share of the batch",
@@ -480,7 +480,7 @@ TRAINING = {  # arguments, with {names} of files, and what the sentence must say
                              "--out", "{folder}/x"],
                             "--distill is the share taught by an MDM, and {flm} is flm"),
     **{f"tau for {objective}": (["--objective", objective, "--tau", "--out", "{folder}/x"],
-                                f"--tau is for flm and fmlm, not for {objective}")
+                                f"fmlm-compressed, not for {objective}")
        for objective in ("mdm", "mlfm", "fmlm+")},
     **{f"lagrangian for {objective}": (["--objective", objective, "--lagrangian", "--out",
                                         "{folder}/x"],
@@ -492,7 +492,7 @@ TRAINING = {  # arguments, with {names} of files, and what the sentence must say
                                    "a run with lagrangian None, not True"),
     "resume without tau": (["--resume", "{flm}", "--no-tau"], "a run with tau True, not False"),
     "resume with a teacher of nothing": (["--resume", "{mdm}", "--teacher", "{mdm}"],
-                                         "--teacher is for fmlm and fmlm+, not for mdm"),
+                                         "fmlm-compressed, not for mdm"),
     "ship nothing": (["--ship", "{folder}/x"], "name it with --resume"),
     "ship what is missing": (["--resume", "{missing}", "--ship", "{folder}/x"],
                              "there is no checkpoint {missing}"),

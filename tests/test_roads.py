@@ -349,10 +349,11 @@ def options_of(*arguments):
     return parse([*TINY, "--steps", "4", *arguments])[0]
 
 
-def training_loss(options, model, x1, generator, teacher=None):
+def training_loss(options, model, x1, generator, mdm=None, teacher=None):
     """The loss of an objective, as a run of these options has it."""
-    run = SimpleNamespace(options=options, draws=Draws(generator), teacher=teacher, recipe=None,
-                          parts={})
+    run = SimpleNamespace(options=options, draws=Draws(generator), mdm=mdm, teacher=teacher,
+                          recipe=None, parts={}, task=SimpleNamespace(vocab_size=x1.shape[-1]))
+    run.halve = partial(Run.halve, run)
     return LOSSES[options.objective](run, model, x1, None)
 
 
@@ -453,7 +454,7 @@ def test_the_distilled_share_is_pinned_at_0_0_and_half_of_the_others_lies_on_the
     """Of 32 rows. The MDM is asked once, for these rows, with zero vectors in place of noise."""
     options, mdm = options_of("--teacher", "an MDM", "--distill", str(share)), Spy()
     x1, spy = F.one_hot(torch.randint(4, (32, 6), generator=seeded(1)), 4).float(), Spy()
-    training_loss(options, spy, x1, seeded(2), teacher=masked(mdm))
+    training_loss(options, spy, x1, seeded(2), mdm=masked(mdm))
     x, s, t = spy.asked[-1]
     context = (s == 1) & (t == 1)
     free = [[times[~of] for times, of in zip(both, context)] for both in (s, t)]
@@ -570,16 +571,17 @@ def test_an_mdm_teaches_a_quarter_unless_told_otherwise_and_through_a_mask(files
     run, (x, s, t) = run_of("--teacher", files["mdm"]), inputs()
     assert run.options.distill == 0.25 and run.state()["options"]["distill"] == 0.25
     zero = torch.zeros_like(s)
-    assert run.teacher(x, zero, zero).equal(run.teacher(9 * x, zero, zero))
+    assert run.mdm(x, zero, zero).equal(run.mdm(9 * x, zero, zero)) and run.teacher is None
     assert run_of("--teacher", files["mdm"], "--distill", "0").options.distill == 0
     run = run_of("--teacher", files["fmlm+"])
-    assert run.options.distill is None
+    assert run.options.distill is None and run.mdm is None
     assert not run.teacher(x, zero, zero).equal(run.teacher(9 * x, zero, zero))
 
 
-FROM = {("fmlm+", "mdm"), ("fmlm+", "fmlm+"), ("fmlm", "flm"), ("fmlm", "fmlm"), ("flm", "flm"),
+FROM = {("fmlm+", "mdm"), ("fmlm+", "fmlm+"), ("fmlm+", "fmlm"), ("fmlm+", "flm+"),
+        ("flm+", "mdm"), ("flm+", "flm+"), ("fmlm", "flm"), ("fmlm", "fmlm"), ("flm", "flm"),
         ("mdm", "mdm"), ("mdm", "fmlm+"), ("mlfm", "mdm"), ("mlfm", "mlfm")}
-BY = {("fmlm+", "mdm"), ("fmlm+", "fmlm+"), ("fmlm", "flm")}
+BY = {("fmlm+", "mdm"), ("fmlm+", "fmlm+"), ("fmlm+", "flm+"), ("fmlm", "flm")}
 
 
 @pytest.mark.parametrize("option, roads", [("--init", FROM), ("--teacher", BY)],
@@ -598,8 +600,7 @@ def test_a_road_runs_from_end_to_end_or_is_refused_with_both_its_ends(
         assert train.main(arguments) == 2 and not path.exists()
         said = capsys.readouterr().err
         assert said.count("\n") == 1 and said.startswith("train.py: ") and objective in said
-        refused = f"--teacher is for fmlm and fmlm+, not for {objective}"
-        assert files[other] in said or refused in said
+        assert files[other] in said or "--teacher is for fmlm+, fmlm, fmlm-residual" in said
 
 
 @pytest.mark.parametrize("objective, teacher", [("fmlm", "flm"), ("fmlm+", "mdm"),
@@ -622,14 +623,14 @@ def test_the_lagrangian_target_is_not_compiled(monkeypatch):
 
 
 @pytest.mark.parametrize("objective, tau", [("flm", True), ("fmlm", True), ("fmlm+", None),
-                                            ("mdm", None), ("mlfm", None)])
+                                            ("mdm", None), ("mlfm", None), ("flm+", None)])
 def test_tau_is_the_default_of_what_has_one_time_for_all_tokens_and_can_be_turned_off(
         objective, tau):
     assert options_of("--objective", objective).tau is tau
     if tau:
         assert options_of("--objective", objective, "--no-tau").tau is False
     else:
-        words = f"--tau is for flm and fmlm, not for {objective}"
+        words = f"--tau is for flm, fmlm, fmlm-residual and fmlm-compressed, not for {objective}"
         with pytest.raises(ValueError, match=re.escape(words)):
             options_of("--objective", objective, "--tau")
 

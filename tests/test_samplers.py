@@ -903,11 +903,12 @@ def test_the_names_of_the_table_stand_for_what_they_say():
 
 def test_an_objective_has_a_default_sampler_and_refuses_those_it_was_not_trained_for():
     default = {"fmlm+": "posterior", "fmlm": "flow-map-tau", "flm": "flow-map-tau",
-               "mdm": "confidence", "mlfm": "promotion"}
+               "mdm": "confidence", "mlfm": "promotion", "flm+": "a-priori"}
     assert {objective: choose_sampler(objective)[0] for objective in OBJECTIVES} == default
     suits = {"fmlm+": {"posterior", "posterior-reopened", "a-priori", "a-priori-sampled",
                        "flow-map", "block"}, "mlfm": {"promotion"},
              "flm": {"flow-map", "flow-map-tau"}, "fmlm": {"flow-map", "flow-map-tau"},
+             "flm+": {"flow-map", "a-priori", "a-priori-sampled"},
              "mdm": {"confidence", "confidence-sampled", "ancestral"}}
     for objective, names in suits.items():
         for name in SAMPLERS:

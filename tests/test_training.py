@@ -131,14 +131,18 @@ def draws_of(seed=7, rank=0, world=1):
     return Draws(Generator().manual_seed(seed), "cpu", rank, world)
 
 
-def hand_made(options, draws, teacher=None, recipe=recipe):
+def hand_made(options, draws, mdm=None, recipe=recipe, vocab_size=4):
     """All that an objective asks of a run."""
-    return SimpleNamespace(options=options, draws=draws, teacher=teacher, recipe=recipe, parts={})
+    task = SimpleNamespace(vocab_size=vocab_size)
+    run = SimpleNamespace(options=options, draws=draws, mdm=mdm, teacher=None, recipe=recipe,
+                          parts={}, task=task)
+    run.halve = partial(Run.halve, run)
+    return run
 
 
-def training_loss(options, model, x1, draws, parts=None, teacher=None, prompt=None):
+def training_loss(options, model, x1, draws, parts=None, mdm=None, prompt=None):
     """The loss of an objective, with Sudoku's recipe, and how many tokens it is a mean over."""
-    run = hand_made(options, draws, teacher)
+    run = hand_made(options, draws, mdm)
     loss, context = LOSSES[options.objective](run, model, x1, prompt)
     if parts is not None:
         parts.update(run.parts)
@@ -147,7 +151,8 @@ def training_loss(options, model, x1, draws, parts=None, teacher=None, prompt=No
 
 @pytest.mark.parametrize("objective, options", [
     ("fmlm+", []), ("fmlm+", ["--lagrangian"]), ("fmlm", []), ("fmlm", ["--no-tau"]), ("flm", []),
-    ("flm", ["--no-tau"]), ("mdm", []), ("mlfm", [])])
+    ("flm", ["--no-tau"]), ("flm+", []), ("mdm", []), ("mdm", ["--weighting", "elbo"]),
+    ("mlfm", [])])
 def test_the_training_loss_is_the_objectives_own_for_the_same_draws(objective, options):
     model, draws, x1 = random_model(), draws_of(), boards_of_8()
     randn = lambda: draws.normal(8, 16, 4)
@@ -158,14 +163,22 @@ def test_the_training_loss_is_the_objectives_own_for_the_same_draws(objective, o
         if not options:
             s, t = fmlm.inverse_decoding_time(s, 4), fmlm.inverse_decoding_time(t, 4)
         assert (s < t).sum() == 8 - half
-        batch = Batch(x1, None, nothing, s, t, data_and_self(model, 8, 4))
+        own = partial(fmlm.semigroup, model, halve=fmlm.midpoint if options else partial(
+            fmlm.midpoint_in_tau, vocab_size=4))
+        batch = Batch(x1, None, nothing, s, t, [Target("data", 4), Target("own", 4, own)])
         expected = (fmlm.flm_loss(model, x1, t, randn()) if objective == "flm" else
                     fmlm.flow_map_loss(model, batch, randn()))
         context = nothing
     else:
-        context, _ = fmlm.sample_context(nothing, draws, cosine=objective == "mlfm")
-        if objective == "mdm":
+        context, rate = fmlm.sample_context(nothing, draws, cosine=objective == "mlfm")
+        if objective == "mdm" and options:  # nats a token, and every sequence counts alike
+            expected, context = fmlm.mdm_loss(model, x1, context, rate, "elbo") / 16, nothing
+        elif objective == "mdm":
             expected = fmlm.mdm_loss(model, x1, context)
+        elif objective == "flm+":  # FMLM+ with all rows on the diagonal
+            _, t = fmlm.sample_times(8, 8, draws)
+            batch = Batch(x1, None, context, t, t, [Target("data", 8)])
+            expected = fmlm.flow_map_loss(model, batch, randn())
         elif objective == "mlfm":
             t = fmlm.sample_bridge_times(8, draws)
             expected = fmlm.mlfm_loss(model, x1, context, t, randn())
@@ -331,7 +344,7 @@ def test_where_an_mdm_teaches_the_whole_batch_no_round_is_played():
     sizes, (x1, prompt), model = [], half_puzzles(8), random_model()
     spy = lambda x, s, t: sizes.append(len(x)) or model(x, s, t)
     training_loss(options_of("--teacher", "an MDM", "--distill", "1"), spy, x1, draws_of(),
-                  teacher=fmlm.masked(model), prompt=prompt)
+                  mdm=fmlm.masked(model), prompt=prompt)
     assert sizes == [8]
 
 
@@ -344,7 +357,7 @@ def test_no_network_is_asked_about_no_rows(share, size):
     for row in range(0, 8, size):
         mine = slice(row, row + size)
         training_loss(options_of("--teacher", "an MDM", "--distill", share), spy, x1[mine],
-                      draws_of(), teacher=fmlm.masked(spy), prompt=prompt[mine])
+                      draws_of(), mdm=fmlm.masked(spy), prompt=prompt[mine])
     assert sizes and all(sizes)
 
 
@@ -429,12 +442,13 @@ def test_there_is_one_loss_an_objective_and_none_knows_a_task():
     for objective in OBJECTIVES:
         flow = objective in ("fmlm", "fmlm+")
         for options in [[], ["--lagrangian"]] if flow else [[]]:
-            run = hand_made(options_of("--objective", objective, *options), draws_of(), recipe=None)
+            run = hand_made(options_of("--objective", objective, *options), draws_of(), recipe=None,
+                            vocab_size=7)
             loss, context = LOSSES[objective](run, model, x1, None)
             loss.backward()
             assert loss.shape == () and loss.isfinite() and slope.grad.isfinite()
             assert context.shape == (5, 3) and context.dtype == torch.bool
-            assert context.any() == (objective in ("fmlm+", "mdm", "mlfm"))
+            assert context.any() == (objective in ("fmlm+", "mdm", "mlfm", "flm+"))
             assert bool(run.parts) == flow
 
 
@@ -523,7 +537,7 @@ def teacher_of(folder, objective, *arguments):
     run = run_of("--objective", objective, "--steps", "5", *arguments)
     for model in (run.model, run.ema.model):
         model.load_state_dict(random_model().state_dict())
-        if objective in ("flm", "mdm", "mlfm"):  # the second time of these is silent
+        if objective in ("flm", "mdm", "mlfm", "flm+"):  # the second time of these is silent
             for weight in model.time_t.mlp[-1].parameters():
                 torch.nn.init.zeros_(weight)
     save_checkpoint(folder / f"{objective}.pt", run.state())
@@ -533,7 +547,9 @@ def teacher_of(folder, objective, *arguments):
 ROADS = {"fmlm+": ("fmlm+", None, []),
          "puzzles from step 20 on": ("fmlm+", None, ["--puzzles", "5"]),
          "mdm": ("mdm", None, []), "mlfm": ("mlfm", None, []),
-         "an FLM's map": ("fmlm", "flm", []), "taught by an MDM": ("fmlm+", "mdm", []),
+         "an FLM's map": ("fmlm", "flm", []), "flm with prompts": ("flm", None, ["--puzzles", "5"]),
+         "FLM+": ("flm+", None, []), "MDLM's weight": ("mdm", None, ["--weighting", "elbo"]),
+         "taught by an MDM": ("fmlm+", "mdm", []),
          "Lagrangian, taught by an FMLM+": ("fmlm+", "fmlm+", ["--lagrangian"])}
 
 
@@ -584,7 +600,7 @@ def test_a_run_whose_teacher_is_gone_says_which_and_goes_on_with_the_copy_that_i
     assert train.main(["--resume", path, "--steps", "4", "--teacher", elsewhere]) == 0
     state = read_checkpoint(path)
     assert state["step"] == 4
-    assert state["options"]["teacher"] == elsewhere and state["options"]["distill"] == 0.25
+    assert state["options"]["teacher"] == [elsewhere] and state["options"]["distill"] == 0.25
 
 
 def test_precision_is_part_of_a_run_and_resumed_with_it(tmp_path):
@@ -945,10 +961,11 @@ def test_a_checkpoint_of_another_format_is_refused_with_both_numbers(number, tmp
 
 
 def format_2(state):
-    """The same run as a dictionary of format 2: no state of a task, no start of a schedule, and no
-    choice of a recipe."""
-    old = {name: value for name, value in state.items() if name not in ("state", "began")}
-    options = {name: value for name, value in state["options"].items() if name != "recipe"}
+    """The same run as a dictionary of format 2: no state of a task, no start of a schedule, no word
+    of prompts, and no choice of a recipe or weighting."""
+    lacks = ("state", "began", "prompted", "recipe", "weighting")
+    old = {name: value for name, value in state.items() if name not in lacks}
+    options = {name: value for name, value in state["options"].items() if name not in lacks}
     return old | {"format": 2, "options": options}
 
 
@@ -1020,6 +1037,9 @@ SAMPLING = {  # what a stranger could write into the part that sampling reads
     "width 0": (["network", "width"], lambda old: 0),
     "depth true": (["network", "depth"], lambda old: True),
     "heads do not divide": (["network", "heads"], lambda old: 3),
+    "tau a word": (["network", "tau"], lambda old: "yes"),
+    "tau a number": (["network", "tau"], lambda old: 1),
+    "prompts a number": (["prompted"], lambda old: 1),
     "vocabulary": (["network", "vocab_size"], lambda old: 9),
     "no weights": (["model"], lambda old: {}),
     "a weight more": (["model"], lambda old: old | {"more": torch.zeros(1)}),
@@ -1063,6 +1083,9 @@ RESUMING = {  # and into the part that only training reads
     "steps negative": (["options", "steps"], lambda old: -5),
     "neither steps nor minutes": (["options", "steps"], lambda old: None),
     "recipe a word": (["options", "recipe"], lambda old: "yes"),
+    "weighting unknown": (["options", "weighting"], lambda old: "log"),
+    "no teacher": (["options", "teacher"], lambda old: []),
+    "teacher a number": (["options", "teacher"], lambda old: [7]),
 }
 
 
@@ -1091,8 +1114,8 @@ def test_shipped_weights_are_half_precision_small_sampled_from_and_not_resumed(
     state, path = read_checkpoint(checkpoint), tmp_path / "shipped.pt"
     assert train.main(["--resume", str(checkpoint), "--ship", str(path)]) == 0
     small, before = read_checkpoint(path), checkpoint.read_bytes()
-    assert set(small) == {"format", "task", "state", "objective", "network", "model", "options",
-                          "step", "seconds"}
+    assert set(small) == {"format", "task", "state", "objective", "network", "prompted", "model",
+                          "options", "step", "seconds"}
     for name, weight in state["model"].items():
         half = small["model"][name]
         assert half.dtype == (torch.float16 if weight.is_floating_point() else torch.int64)

@@ -20,7 +20,7 @@ import torch
 from torch import Generator, Tensor
 
 from harness import commands, evaluation
-from harness.checkpoints import (WITHOUT_CONTEXT, baseline, load_checkpoint, newest_checkpoint,
+from harness.checkpoints import (IN_TAU, baseline, completes, load_checkpoint, newest_checkpoint,
                                  read_checkpoint, task_of)
 from harness.measure import likelihood_bound, share, usual
 from harness.tasks import Task
@@ -130,7 +130,7 @@ def evaluate(path: str, options: argparse.Namespace) -> dict:
             tokens, passes = sampler.measured(model, nothing, nfe, draws())
             document["unconditional"].append({"sampler": name, "nfe": nfe, "n": options.n,
                                               "passes": passes, **drawn(task, tokens)})
-    if objective in WITHOUT_CONTEXT:
+    if not completes(info):
         return document
     for kind in ("puzzles", "gaps") if options.gaps else ("puzzles",):
         prompt, rows = prompts[kind].to(options.device), []
@@ -140,7 +140,7 @@ def evaluate(path: str, options: argparse.Namespace) -> dict:
                 rows.append({"sampler": name, "nfe": nfe, "n": len(given), "passes": passes,
                              **asked(task, tokens, given, prompt)})
         document |= {kind: rows} if rows else {}
-    found = likelihood_bound(task, model, objective, draws())
+    found = objective not in IN_TAU and likelihood_bound(task, model, objective, draws())
     if not found:
         return document
     bound, error = found
