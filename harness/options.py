@@ -13,6 +13,7 @@ from harness.tasks import TASKS, Task, load_task
 
 DEFAULTS = dict(objective="fmlm+", lr=2e-3, warmup=100, ema=0.999, seed=0, bf16=True, compile=True,
                 recipe=True, minutes=3.0, batch=128, width=64, depth=4, heads=4)
+SIGMA = 0.5  # of MLFM's bridge, chosen on boards; published: 0.2, in a space of embeddings
 
 
 def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, Task, dict | None]:
@@ -44,6 +45,8 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, Task, dict |
     objective = options.objective or defaults["objective"]
     if objective in WITHOUT_CONTEXT:
         defaults |= dict(tau=True, recipe=False) | task.without_context
+    if objective == "mlfm":
+        defaults.setdefault("sigma", SIGMA)
     if options.steps or settings.get("steps"):  # minutes are then those of a sitting, of this one
         defaults["minutes"] = None
     unset = {name for name, value in vars(options).items() if value is None}
@@ -89,6 +92,8 @@ def _parser(task: Task) -> commands.Parser:
     add("--distill", type=commands.number(0, 1, open=False), metavar="X",
         help="share of the batch that an mdm teaches (default 0.25)")
     add("--tau", action=switch, help="draw times uniformly in tau(t) (default for flm and fmlm)")
+    add("--sigma", type=commands.number(0, 10), metavar="X",
+        help=f"of mlfm: size of the bridge's noise (default {SIGMA})")
     add("--lagrangian", action=switch, help="off-diagonal target: the Lagrangian identity")
     add("--recipe", action=switch, help="what the task adds to the paper's batch (default)")
     kinds = dict(batch=commands.whole(1, 10**6), lr=commands.number(0, 10), warmup=commands.COUNT,
@@ -114,7 +119,7 @@ def _check(options: argparse.Namespace, task: Task) -> None:
     """ValueError for options that do not go together, before any work."""
     flow, context = options.objective in ("fmlm", "fmlm+"), options.objective not in WITHOUT_CONTEXT
     suits = [("tau", not context, "flm and fmlm"), ("lagrangian", flow, "fmlm and fmlm+"),
-             ("teacher", flow, "fmlm and fmlm+")]
+             ("teacher", flow, "fmlm and fmlm+"), ("sigma", options.objective == "mlfm", "mlfm")]
     suits += [(name, context, "fmlm+, mdm and mlfm") for name in task.without_context]
     for name, right, those in suits:
         if getattr(options, name) and not right:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 KEPT = dict(task=str, objective=str, steps=int, minutes=float, width=int, depth=int, heads=int,
             batch=int, lr=float, warmup=int, ema=float, seed=int, bf16=bool, compile=bool, tau=bool,
-            recipe=bool, lagrangian=bool, teacher=str, distill=float)  # what makes a run
+            recipe=bool, lagrangian=bool, teacher=str, distill=float,
+            sigma=float)  # what makes a run
 STARTS = {"fmlm+": ("mdm", "fmlm+"), "fmlm": ("flm", "fmlm"), "flm": ("flm",),
           "mdm": ("mdm", "fmlm+"), "mlfm": ("mdm", "mlfm")}  # what an objective can start from
 TEACHERS = {"fmlm+": ("mdm", "fmlm+"), "fmlm": ("flm",)}  # and learn from
@@ -31,6 +32,8 @@ def kinds(task: Task) -> dict[str, type]:
 def settings_of(state: dict, task: Task, path: str) -> dict:
     """The options that a checkpoint's run was started with. ValueError where there are none."""
     settings, types = state.get("options"), kinds(task)
+    if isinstance(settings, dict):
+        settings = {"sigma": None} | settings  # of MLFM alone: other files may lack it
     if isinstance(settings, dict) and state["format"] == 2:
         settings = settings | {"recipe": True}
     head = dict(state["network"], task=state["task"], objective=state["objective"])
@@ -66,8 +69,9 @@ def fits(run: Run, state: dict, allowed: dict, option: str, path: str) -> None:
 def load(run: Run, state: dict) -> None:
     """Start from the weights of another run: an MDM's, say, which is this network at s = t = 0.
     Blocks that it lacks write nothing yet: a deeper network starts out as the same function."""
+    weights = {name: value for name, value in state["model"].items() if name != "sigma"}
     for model in (run.model, run.ema.model):
-        model.load_state_dict(state["model"], strict=False)
+        model.load_state_dict(weights, strict=False)
         for block in model.blocks[state["network"]["depth"]:]:
             for last in (*block.out.parameters(), *block.down.parameters()):
                 nn.init.zeros_(last)
