@@ -185,17 +185,28 @@ class Draws:
         return place[self.uniform(n).argsort()].clamp(2**-24, 1 - 2**-24)
 
 
-def sample_context(prompt: Tensor, draws: Draws = Draws(),
-                   cosine: bool = False) -> tuple[Tensor, Tensor]:
+def sample_context(prompt: Tensor, draws: Draws = Draws()) -> tuple[Tensor, Tensor]:
     """Which tokens are clean context: f ~ U(0, 1) a sequence, each token with probability f, prompt
     tokens always (2606.24773).
 
-    prompt: (B, L) bool. Returns context (B, L) bool and the masking rate 1 - f, (B,). `cosine`: the
-    rate is cos(pi U / 2), MaskGIT's law (2202.04200), which masks more; for MLFM.
+    prompt: (B, L) bool. Returns context (B, L) bool and the masking rate 1 - f, (B,).
     """
     rate = draws.stratified(len(prompt))
-    rate = (math.pi / 2 * rate).cos() if cosine else rate
     return prompt | ~(draws.uniform(*prompt.shape) < rate[:, None]), rate
+
+
+def sample_bridge_context(prompt: Tensor, draws: Draws = Draws()) -> Tensor:
+    """The context of MLFM training, (B, L) bool (2606.27617): each token is corrupted at the rate
+    0.05 + 0.95 cos(pi U / 2) of its sequence, and at least one is. Of the sequences with a prompt
+    one half, by coins, has all that is no prompt corrupted.
+
+    prompt: (B, L) bool, context always.
+    """
+    rate = 0.05 + 0.95 * (math.pi / 2 * draws.stratified(len(prompt))).cos()
+    whole = prompt.any(1) & (draws.uniform(len(prompt)) < 0.5)
+    u = draws.uniform(*prompt.shape).masked_fill(prompt, 1)
+    corrupted = (u < rate.where(~whole, 1)[:, None]) | (u == u.amin(1, keepdim=True))
+    return prompt | ~corrupted
 
 
 def sample_times(n: int, diagonal: int, draws: Draws = Draws(), boundary: float = 1 / 32,
@@ -220,14 +231,34 @@ def sample_times(n: int, diagonal: int, draws: Draws = Draws(), boundary: float 
     return s * (row >= distilled), t * (row >= distilled)
 
 
-def sample_bridge_times(n: int, draws: Draws = Draws()) -> Tensor:
-    """Times of MLFM training, (n,): logit(t) ~ U(-5, 5), so that log noise-to-signal, which is
-    log(sigma^2 (1-t)/t), is uniform (2606.27617 draws from the measured loss; this is simpler).
+NOISIEST, CLEAREST = 6.0, -10.0  # log noise-to-signal where MLFM trains: nearly [MASK], nearly data
 
-    The posterior weighs x_t by t / (sigma^2 (1-t)) (toy/exact.py), so every order of magnitude of
-    evidence has its share: from 0.7% signal, nearly a [MASK], to 99.3%.
+
+def clearness(t: Tensor, sigma: float | Tensor) -> Tensor:
+    """How clear x_t of the bridge is, in [0, 1], by its log noise-to-signal (2606.27617):
+
+        gamma = log(sigma^2 (1-t) / t),   (6 - gamma) / 16, and 0 above gamma = 6, 1 below -10
+
+    The share of training times that are noisier. The posterior weighs x by e^-gamma / t
+    (toy/exact.py): given gamma it does not depend on sigma. t of any shape.
     """
-    return torch.sigmoid(10 * draws.stratified(n) - 5)
+    gamma = (sigma**2 * (1 - t) / t).log()
+    return ((NOISIEST - gamma) / (NOISIEST - CLEAREST)).clamp(0, 1)
+
+
+def inverse_clearness(u: Tensor, sigma: float | Tensor) -> Tensor:
+    """The time t at which x_t is as clear as u in [0, 1]: t = 1 / (1 + e^gamma / sigma^2)."""
+    gamma = NOISIEST + (CLEAREST - NOISIEST) * u
+    return 1 / (1 + gamma.exp() / sigma**2)
+
+
+def sample_bridge_times(n: int, draws: Draws = Draws(), sigma: float = 1.0) -> Tensor:
+    """Times of MLFM training, (n,): log noise-to-signal gamma ~ U(-10, 6).
+
+    A simple stand-in: 2606.27617 draws from a mixture, 0.1 of this law, 0.2 normal(-2.5, 2) and 0.7
+    in proportion to the measured slope of the loss in gamma.
+    """
+    return inverse_clearness(draws.stratified(n), sigma).clamp(max=1 - 2**-24)
 
 
 def decoding_time(t: Tensor, vocab_size: int) -> Tensor:
@@ -428,10 +459,13 @@ class Denoiser(nn.Module):
     def logits(self, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
         """What the head says, (B, L, V); ValueError for another L or V, or as `check_times`."""
         check_times(x, s, t)
+        return self.read(x, F.silu(self.time_s(self.told(s)) + self.time_t(self.told(t))))
+
+    def read(self, x: Tensor, when: Tensor) -> Tensor:
+        """The same, given what the time embedders say, `when` (B, L, width)."""
         if x.shape[1:] != (len(self.coords), self.vocab_size):
             expected = f"(B, {len(self.coords)}, {self.vocab_size})"
             raise ValueError(f"this network reads {expected}, got {tuple(x.shape)}")
-        when = F.silu(self.time_s(self.told(s)) + self.time_t(self.told(t)))
         # The exact posterior weighs x by s / (1-s)^2 (toy/exact.py): the times scale the input.
         h = self.embed(x) * (1 + self.evidence(when))
         h = h + sum(table(column) for table, column in zip(self.positions, self.coords.T))
@@ -446,6 +480,36 @@ class Denoiser(nn.Module):
         return F.log_softmax(30 * torch.tanh(logits / 30), -1)  # soft-capped, as published
 
 
+class BridgeDenoiser(Denoiser):
+    """The network of an MLFM (2606.27617): log D_s(x) on the bridge; it ignores t, and context is
+    at s = 1.
+
+    An MDM and what begins at zero: the MDM's embedders are told 0 or 1, corrupted or context, which
+    is all that they have seen; an embedder of its own is told how clear x is; and x enters through
+    a gate, scaled to unit size. So the weights of an MDM load here as they are, and give its answer
+    at every s. `sigma`, of the bridge, is kept with the weights.
+    """
+
+    def __init__(self, *layout, **sizes) -> None:
+        super().__init__(*layout, **sizes)
+        width = self.embed.out_features
+        self.register_buffer("sigma", torch.tensor(1.0))
+        self.time_bridge, self.gate = TimeEmbedding(width), nn.Linear(width, 1)
+        for zero in (self.time_bridge.mlp[-1], self.gate):
+            nn.init.zeros_(zero.weight)
+            nn.init.zeros_(zero.bias)
+
+    def logits(self, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        check_times(x, s, t)
+        context = (s == 1).to(s.dtype)
+        told = self.time_s(context) + self.time_t(context)
+        when = F.silu(told + self.time_bridge(clearness(s, self.sigma)))
+        # s^2 and sigma^2 s (1-s) are the squares of its signal and of its noise
+        size = (s**2 + self.sigma**2 * s * (1 - s)).sqrt()
+        scaled = x * _ratio(torch.ones_like(s), size, 0.0)[..., None]
+        return self.read(torch.where(context[..., None] == 1, x, self.gate(when) * scaled), when)
+
+
 # --------------------------------------------------------------------------------------------------
 # 4. Losses: cross-entropy over the generated tokens, of the network at (x, s, t), to some target
 # --------------------------------------------------------------------------------------------------
@@ -458,6 +522,13 @@ def cross_entropy(log_delta: Tensor, target: Tensor) -> Tensor:
 def token_mean(values: Tensor, chosen: Tensor) -> Tensor:
     """Mean of values (B, L) over the chosen tokens (B, L) bool; 0 where there is none."""
     return (values * chosen).sum() / chosen.sum().clamp(min=1)
+
+
+def sequence_mean(values: Tensor, chosen: Tensor) -> Tensor:
+    """Mean of values (B, L) over the chosen tokens of each sequence, then over the sequences that
+    have one; 0 where none has."""
+    each = (values * chosen).sum(1) / chosen.sum(1).clamp(min=1)
+    return each.sum() / chosen.any(1).sum().clamp(min=1)
 
 
 def token_times(time: Tensor, context: Tensor) -> Tensor:
@@ -491,13 +562,15 @@ def mdm_loss(model: Model, x1: Tensor, context: Tensor, rate: Tensor | None = No
 
 def mlfm_loss(model: Model, x1: Tensor, context: Tensor, t: Tensor, noise: Tensor,
               sigma: float = 1.0) -> Tensor:
-    """MLFM (2606.27617): predict the corrupted tokens from the bridge between [MASK] and data.
+    """MLFM (2606.27617): predict the corrupted tokens from the bridge between [MASK] and data; a
+    mean over the corrupted tokens of each sequence, then over sequences.
 
-    x1, noise: (B, L, V); context: (B, L) bool, clean; t: (B,), the time of the others. At t = 0 it
-    is `mdm_loss`, so an MDM needs only be trained on. Raises ValueError for sigma <= 0.
+    x1, noise: (B, L, V); context: (B, L) bool, clean; t: (B,), the time of the others. At t = 0 the
+    task is an MDM's. Raises ValueError for sigma <= 0.
     """
     t = token_times(t, context)
-    return token_mean(cross_entropy(model(bridge(x1, noise, t, sigma), t, t), x1), ~context)
+    entropies = cross_entropy(model(bridge(x1, noise, t, sigma), t, t), x1)
+    return sequence_mean(entropies, ~context)
 
 
 class Target(NamedTuple):

@@ -16,6 +16,7 @@ import signal
 if __name__ == "__main__":  # Ctrl-C while torch is imported ends it without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -25,7 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from fmlm import Model, bridge_step, check_sigma, flow_map, inverse_decoding_time, token_times
+from fmlm import (Model, bridge_step, check_sigma, clearness, flow_map, inverse_clearness,
+                  inverse_decoding_time, token_times)
 from harness import commands, speed, terminal
 from harness.checkpoints import (BASELINES, baseline, completes, load_checkpoint,
                                  newest_checkpoint, task_of)
@@ -47,6 +49,7 @@ class Draft(NamedTuple):
     move: Callable = flow_map  # from one time to the next
     draw: str = "argmax"  # how tokens are read off the last posterior, or "sample"
     sure: str = "max"  # how sure they are: the largest probability, or that of the one "drawn"
+    temperature: float = 1  # of the posterior that is drawn from and judged: p^(1/temperature)
 
 
 class Pass(NamedTuple):
@@ -111,9 +114,11 @@ def drafts(model: Model, x: Tensor, known: Tensor, how: Draft,
     asked = ~known.all(1)  # a finished sequence costs no more passes
     for start, end in zip(how.times, how.times[1:]):
         s, t = (token_times(torch.full_like(x[:, 0, 0], time), known) for time in (start, end))
-        delta = torch.zeros_like(x)
+        delta = torch.ones_like(x)  # of a finished sequence, which is not read
         delta[asked] = model(x[asked], s[asked], t[asked]).exp()
         x = how.move(x, delta, s, t)
+        if how.temperature != 1:
+            delta = (delta.log() / how.temperature).softmax(-1)
         confidence, drawn = delta.max(-1)
         if how.draw == "sample":
             u = torch.rand(known.shape, generator=generator, device=x.device)
@@ -263,18 +268,32 @@ def mdm_ancestral(model: Model, tokens: Tensor, known: Tensor, steps: int,
     return refine(model, tokens, known, steps, how, rule, generator=generator, **options)
 
 
-def token_promotion(model: Model, tokens: Tensor, known: Tensor, rounds: int,
-                    threshold: float = 0.8, steps: int = 4, sigma: float = 1.0,
-                    generator: Generator | None = None, **options) -> Tensor:
-    """MLFM (2606.27617): from [MASK] over the bridge to a draft in `steps` passes of the SDE, draw
-    every token, keep those whose probability is >= threshold and at least the surest one, return
-    the rest to [MASK], repeat. NFE = rounds * steps, less where all tokens are kept before.
+READ_OUT = 0.94  # time at which MLFM reads its tokens off; as published
 
-    sigma: that of the training. Raises ValueError for a threshold outside [0, 1] or sigma <= 0.
+
+def token_promotion(model: Model, tokens: Tensor, known: Tensor, rounds: int,
+                    threshold: float = 0.8, steps: int = 256, temperature: float = 0.1,
+                    generator: Generator | None = None, **options) -> Tensor:
+    """MLFM (2606.27617): over the bridge from nearly [MASK] to t = 0.94 in `steps` steps of its
+    SDE, there read the tokens off in one pass more; promote those that are sure, at least the
+    surest one, return the rest to [MASK], repeat. The last loop promotes all.
+
+    Tokens are drawn at `temperature`; how sure they are is the probability that they were drawn
+    with, and `threshold` is sure. The times are equal quantiles of their law in training. model:
+    also has `sigma`, that of its training. Defaults as published; 0 steps read off nearly [MASK].
+    NFE = rounds * (steps + 1), less where all tokens are promoted before.
+    Raises ValueError for a threshold outside [0, 1], a temperature or sigma that is not positive
+    and finite, or steps < 0.
     """
+    rounds, sigma = at_most_tokens(rounds, tokens), float(model.sigma)
     check_sigma(sigma)
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must lie in [0, 1], got {threshold}")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be positive and finite, got {temperature}")
+    if steps < 0:
+        raise ValueError(f"a loop of {steps} steps makes no sense: at least 1, or 0 to read the "
+                         "tokens off at once")
 
     def move(x: Tensor, delta: Tensor, s: Tensor, t: Tensor) -> Tensor:
         noise = torch.randn(x.shape, generator=generator, device=x.device)
@@ -283,9 +302,12 @@ def token_promotion(model: Model, tokens: Tensor, known: Tensor, rounds: int,
     def rule(confidence: Tensor, unknown: Tensor, rounds_left: int) -> Tensor:
         return (confidence >= threshold) | surest(confidence, unknown, 1)
 
-    how = Draft(uniform_times(steps), noise=0, move=move, draw="sample", sure="drawn")
-    return refine(model, tokens, known, at_most_tokens(rounds, tokens), how, rule,
-                  generator=generator, **options)
+    end = clearness(torch.tensor(READ_OUT, dtype=torch.float64), sigma)
+    part = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    times = inverse_clearness(end * part, sigma).tolist()
+    how = Draft([*times, times[-1]], noise=sigma * (times[0] * (1 - times[0])) ** 0.5, move=move,
+                draw="sample", sure="drawn", temperature=temperature)
+    return refine(model, tokens, known, rounds, how, rule, generator=generator, **options)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -298,10 +320,13 @@ def blocks_of_one_pass(model: Model, tokens: Tensor, known: Tensor, nfe: int, **
     return block_diffusion(model, tokens, known, length, 1, **options)
 
 
-def loops_of_four(model: Model, tokens: Tensor, known: Tensor, nfe: int, **options) -> Tensor:
-    """As many whole loops of four passes as fit into nfe: 9 are 8, 81 are 80."""
-    rounds = min(max(1, nfe // 4), tokens.shape[-1])
-    return token_promotion(model, tokens, known, rounds, steps=min(nfe, 4), **options)
+def loops_of_promotion(model: Model, tokens: Tensor, known: Tensor, nfe: int,
+                       **options) -> Tensor:
+    """As many whole loops of token promotion, 256 steps and a read-out, as fit into nfe; where none
+    does, one loop of nfe passes."""
+    passes = min(nfe, 257)
+    rounds = min(nfe // max(passes, 1), tokens.shape[-1])
+    return token_promotion(model, tokens, known, rounds, steps=passes - 1, **options)
 
 
 class Sampler(NamedTuple):
@@ -343,7 +368,7 @@ SAMPLERS = {  # the first that suits an objective is its default
     "confidence": Sampler(mdm_confidence, ("mdm",)),
     "confidence-sampled": Sampler(partial(mdm_confidence, draw="sample"), ("mdm",)),
     "ancestral": Sampler(mdm_ancestral, ("mdm",)),
-    "promotion": Sampler(loops_of_four, ("mlfm",)),
+    "promotion": Sampler(loops_of_promotion, ("mlfm",)),
 }
 
 

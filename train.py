@@ -107,9 +107,9 @@ def mdm(run: Run, model: fmlm.Model, x1: Tensor, prompt: Tensor | None) -> tuple
 
 def mlfm(run: Run, model: fmlm.Model, x1: Tensor, prompt: Tensor | None) -> tuple:
     """MLFM (2606.27617): the denoiser on the bridge from [MASK] to data."""
-    context, _ = fmlm.sample_context(given(x1, prompt), run.draws, cosine=True)
-    t = fmlm.sample_bridge_times(len(x1), run.draws)
-    return fmlm.mlfm_loss(model, x1, context, t, run.draws.normal(*x1.shape)), context
+    context, sigma = fmlm.sample_bridge_context(given(x1, prompt), run.draws), run.options.sigma
+    t = fmlm.sample_bridge_times(len(x1), run.draws, sigma)
+    return fmlm.mlfm_loss(model, x1, context, t, run.draws.normal(*x1.shape), sigma), context
 
 
 LOSSES = dict(zip(OBJECTIVES, (fmlm_plus, fmlm_, flm, mdm, mlfm, flm_plus)))
@@ -152,6 +152,8 @@ class Run:
         two_times = options.objective in ("fmlm", "fmlm+")
         if options.objective in OBJECTIVES:  # without a flow map the second time is silent
             self.model.time_t.requires_grad_(two_times)
+        if options.sigma:  # the samplers of an MLFM read it there
+            self.model.sigma.fill_(options.sigma)
         self.ema = fmlm.EMA(self.model, options.ema)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=options.lr, weight_decay=0,
                                            fused=True)
@@ -204,8 +206,9 @@ class Run:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
             loss, context = loss_of(self.options.objective)(self, model, x1, prompt)
         self.parts["loss"] = loss.detach()
-        if self.world > 1:  # DDP averages over processes: all tokens are to count alike
-            count = (~context).sum()
+        if self.world > 1:  # DDP averages over processes: all tokens, or sequences, count alike
+            corrupted = ~context
+            count = (corrupted.any(1) if self.options.objective == "mlfm" else corrupted).sum()
             total = count.clone()
             dist.all_reduce(total)
             loss = loss * count * self.world / total.clamp(min=1)

@@ -19,7 +19,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from fmlm import Denoiser
+from fmlm import BridgeDenoiser, Denoiser
 from harness.commands import out_of_memory, say
 from harness.files import alone, written
 from harness.tasks import ROOT, TASKS, Task, load_task
@@ -213,6 +213,9 @@ def read_checkpoint(path: str | Path) -> dict:
     except Exception as error:  # the state is a stranger's as well
         raise damaged from error
     weights = state.get("model")
+    if head["objective"] == "mlfm" and isinstance(weights, dict) and "sigma" not in weights:
+        raise ValueError(f"{path} is an MLFM of an older form, whose network and law of times are "
+                         f"others: train it again with {TRAIN}")
     if (network["vocab_size"] != task.vocab_size
             or not alike(weights, fresh)
             or sum(w.numel() * w.element_size() for w in weights.values()) > path.stat().st_size
@@ -251,7 +254,8 @@ def build(info: dict, task: Task, device: str | torch.device = "cpu") -> Denoise
         if system := baseline(info["objective"]):
             sizes = {name: size for name, size in info["network"].items() if name != "vocab_size"}
             return system.NETWORKS[info["objective"]](task, sizes)
-        return Denoiser(coords=task.coords, **info["network"])
+        network = BridgeDenoiser if info["objective"] == "mlfm" else Denoiser
+        return network(coords=task.coords, **info["network"])
 
 
 def load_checkpoint(path: str | Path, device: str | torch.device = "cpu",

@@ -12,6 +12,7 @@ from harness.tasks import TASKS, Task, load_task
 
 DEFAULTS = dict(objective="fmlm+", lr=2e-3, warmup=100, ema=0.999, seed=0, bf16=True, compile=True,
                 recipe=True, minutes=3.0, batch=128, width=64, depth=4, heads=4)
+SIGMA = 0.5  # of MLFM's bridge, chosen on boards; published: 0.2, in a space of embeddings
 
 
 def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, Task, dict | None]:
@@ -43,6 +44,8 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, Task, dict |
     objective = options.objective or defaults["objective"]
     if objective in IN_TAU:
         defaults |= dict(tau=True, recipe=False) | task.without_context
+    if objective == "mlfm":
+        defaults.setdefault("sigma", SIGMA)
     if options.steps or settings.get("steps"):  # minutes are then those of a sitting, of this one
         defaults["minutes"] = None
     unset = {name for name, value in vars(options).items() if value is None}
@@ -93,6 +96,8 @@ def _parser(task: Task) -> commands.Parser:
         f"(default for {', '.join(IN_TAU)})")
     add("--weighting", choices=("uniform", "elbo"), help="of an mdm's masked tokens: alike "
         "(default), or 1 / masking rate as in the likelihood bound")
+    add("--sigma", type=commands.number(0, 10), metavar="X",
+        help=f"of mlfm: size of the bridge's noise (default {SIGMA})")
     add("--lagrangian", action=switch, help="off-diagonal target: the Lagrangian identity")
     add("--recipe", action=switch, help="what the task adds to the paper's batch (default)")
     kinds = dict(batch=commands.whole(1, 10**6), lr=commands.number(0, 10), warmup=commands.COUNT,
@@ -117,7 +122,7 @@ def _parser(task: Task) -> commands.Parser:
 def _check(options: argparse.Namespace, task: Task) -> None:
     """ValueError for options that do not go together, before any work."""
     for name, those in (("tau", IN_TAU), ("lagrangian", ("fmlm", "fmlm+")), ("weighting", ("mdm",)),
-                        ("teacher", tuple(runs.TEACHERS))):
+                        ("sigma", ("mlfm",)), ("teacher", tuple(runs.TEACHERS))):
         if getattr(options, name) and options.objective not in those:
             *others, last = those
             those = f"{', '.join(others)} and {last}" if others else last

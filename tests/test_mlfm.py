@@ -1,5 +1,5 @@
-"""Masked language flow models: bridge, exact posterior, SDE and loss, against hand arithmetic,
-Bayes' rule and quadrature.
+"""Masked language flow models: bridge, exact posterior, SDE, loss and network, against hand
+arithmetic, Bayes' rule and quadrature.
 
 Token promotion itself is specified in test_samplers.py, and t = 0, where all is masked diffusion,
 in test_correspondence.py. A statistical test has a fixed seed and a margin of five standard errors,
@@ -13,14 +13,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fmlm import (Draws, bridge, bridge_step, flow_map, mlfm_loss, sample_bridge_times,
-                  sample_context)
+from fmlm import (BridgeDenoiser, Denoiser, Draws, bridge, bridge_step, clearness, flow_map,
+                  inverse_clearness, mlfm_loss, sample_bridge_context, sample_bridge_times)
+from harness.checkpoints import load_checkpoint, read_checkpoint
 from sample import token_promotion
+from train import main
 from toy.exact import Exact, ExactBridge
 
 SEQUENCES, WEIGHTS = [[0, 0, 1], [1, 2, 1], [2, 2, 0]], [0.2, 0.5, 0.3]
 MODES, SHARES = [[0, 0], [1, 1]], [0.3, 0.7]
 THREE, TWO = ExactBridge(SEQUENCES, WEIGHTS), ExactBridge(MODES, SHARES)
+
+
+def of_noise(sigma):
+    """A model that no sampler may ask."""
+    model = lambda x, s, t: pytest.fail("asked")
+    model.vocab_size, model.sigma = 3, sigma
+    return model
 
 
 def seeded(seed=0):
@@ -107,7 +116,7 @@ def test_a_bridge_of_infinite_noise_is_refused(sigma):
     empty = torch.zeros(1, 3, dtype=torch.int64), torch.zeros(1, 3, dtype=torch.bool)
     for call in (lambda: bridge(x1, noise, at(0.5, x1), sigma),
                  lambda: mlfm_loss(THREE, x1, context, half, noise, sigma),
-                 lambda: token_promotion(THREE, *empty, 1, sigma=sigma)):
+                 lambda: token_promotion(of_noise(sigma), *empty, 1)):
         with pytest.raises(ValueError, match="sigma must be positive and finite"):
             call()
 
@@ -184,33 +193,81 @@ def test_context_stays_in_a_step_bit_for_bit_and_so_does_all_that_takes_no_time(
 
 # ---- its laws of time and of the context
 
-def test_log_noise_to_signal_is_uniform_one_time_a_stratum():
-    """logit(t) ~ U(-5, 5): of n times one in each of n equal parts. The ends are 1/(1+e^5) = 0.67%
-    of signal, and 99.33%."""
-    t = sample_bridge_times(1000, Draws(seeded()))
-    place = (torch.logit(t.double()).sort().values + 5) * 100  # in hundredths: 1000 strata over 10
-    assert ((place - torch.arange(1000) - 0.5).abs() < 0.5 + 1e-2).all()
-    assert not t.equal(t.sort().values)
-    assert t.min() >= 0.0066 and t.max() <= 0.9934
-    mine = torch.cat([sample_bridge_times(50, Draws(seeded(), rank=rank, world=4))
+@pytest.mark.parametrize("sigma", [0.2, 1, 2])
+def test_log_noise_to_signal_is_uniform_from_minus_10_to_6_one_time_a_stratum(sigma):
+    """gamma = log(sigma^2 (1-t)/t) ~ U(-10, 6): of n times one in each of n equal parts. For
+    sigma = 1 the ends are 1/(1+e^6) = 0.25% of signal, and 1 - 4.5e-5."""
+    n = 400
+
+    def place(t):  # t near 1 is known to 6e-8, so gamma to 6e-8 e^10 / sigma^2
+        t = t.double()
+        return ((sigma**2 * (1 - t) / t).log().sort().values + 10) / 16 * n
+
+    t = sample_bridge_times(n, Draws(seeded()), sigma)
+    assert ((place(t) - torch.arange(n) - 0.5).abs() < 0.5 + 0.05).all()
+    assert not t.equal(t.sort().values) and t.max() < 1
+    mine = torch.cat([sample_bridge_times(n // 4, Draws(seeded(), rank=rank, world=4), sigma)
                       for rank in range(4)])
-    place = (torch.logit(mine.double()).sort().values + 5) * 20
-    assert ((place - torch.arange(200) - 0.5).abs() < 0.5 + 1e-2).all()
+    assert ((place(mine) - torch.arange(n) - 0.5).abs() < 0.5 + 0.05).all()
+    if sigma == 1:
+        assert 0.00247 <= t.min() < 0.0026 and 0.99994 < t.max() <= 0.999955
+        assert sample_bridge_times(n, Draws(seeded())).equal(t)
 
 
-def test_the_cosine_law_masks_by_cos_of_a_quarter_turn():
-    """rate = cos(pi U / 2): arccos(rate) 2/pi is uniform, here one a stratum. Tokens are masked at
-    that rate; the mean is 2/pi = 0.637, and 1/2 for the uniform law. 400 x 500 tokens: one rate has
-    the error of 500 coins, at most 5/2/sqrt(500)."""
-    prompt = torch.zeros(400, 500, dtype=torch.bool)
-    context, rate = sample_context(prompt, Draws(seeded()), cosine=True)
-    place = (2 / math.pi * rate.double().acos()).sort().values * 400
-    assert ((place - torch.arange(400) - 0.5).abs() < 0.5 + 1e-2).all()
-    masked = (~context).double().mean(1)
-    assert ((masked - rate).abs() < 2.5 / math.sqrt(500)).all()
-    assert abs(masked.mean() - 2 / math.pi) < 0.01
-    assert sample_context(~prompt, Draws(seeded()),
-                          cosine=True)[0].all(), "prompt tokens are context always"
+def test_no_corrupted_token_is_ever_at_time_1_however_large_the_noise():
+    assert sample_bridge_times(4000, Draws(seeded()), 10).max() < 1
+    assert sample_bridge_times(4000, Draws(seeded()), 1000).max() < 1
+
+
+def test_clearness_is_the_number_worked_out_by_hand():
+    """sigma = 2, t = 4/5: gamma = log(4 * 1/4) = 0, so 6/16. sigma = 1, t = 1/2: also 0.
+    t = 1/(1 + e^6) and 1/(1 + e^-10) are the ends; beyond them, at 0 and 1 too, it is 0 and 1."""
+    t = exactly([0.5, 1 / (1 + math.exp(6)), 1 / (1 + math.exp(-10)), 1 / (1 + math.exp(7)), 0, 1])
+    assert clearness(exactly([0.8]), 2).tolist() == pytest.approx([0.375], abs=1e-15)
+    assert clearness(t, 1).tolist() == pytest.approx([0.375, 0, 1, 0, 0, 1], abs=1e-12)
+    u = torch.linspace(0, 1, 101, dtype=torch.float64)
+    for sigma in 0.2, 1, 3:
+        assert (clearness(inverse_clearness(u, sigma), sigma) - u).abs().max() < 1e-12
+        assert (inverse_clearness(u, sigma).diff() > 0).all()
+
+
+def test_corrupted_are_0_05_and_the_rest_by_cos_of_a_quarter_turn():
+    """rate = 0.05 + 0.95 cos(pi U / 2), U one a stratum: of 400 sequences of 500 tokens the sorted
+    shares are these rates, to five deviations of 500 coins, at most 5/2/sqrt(500); the mean is
+    0.05 + 0.95 * 2/pi = 0.6548."""
+    context = sample_bridge_context(torch.zeros(400, 500, dtype=torch.bool), Draws(seeded()))
+    share = (~context).double().mean(1).sort(descending=True).values
+    rate = 0.05 + 0.95 * (math.pi / 2 * (torch.arange(400) + 0.5) / 400).cos()
+    assert ((share - rate).abs() < 2.5 / math.sqrt(500)).all()
+    assert abs(share.mean() - 0.6548) < 0.005 and share.min() > 0.01
+
+
+def test_at_least_one_token_is_corrupted_and_each_as_often_where_there_is_something():
+    """Two tokens, one of them a prompt: the other always. Two without: when the rate would corrupt
+    none, one of them by a coin, so either one alone is as frequent as the other."""
+    prompt = torch.tensor([[True, False]]).expand(200, 2)
+    assert sample_bridge_context(prompt, Draws(seeded())).equal(prompt)
+    everything = torch.ones(200, 2, dtype=torch.bool)
+    assert sample_bridge_context(everything, Draws(seeded())).all()
+    context = sample_bridge_context(torch.zeros(20000, 2, dtype=torch.bool), Draws(seeded()))
+    assert (~context).any(1).all()
+    single = context[context.any(1)]
+    assert within_five_errors(single.double(), 0.5)
+
+
+def test_of_sequences_with_a_prompt_half_have_all_the_rest_corrupted():
+    """By coins: 5/2/sqrt(n) around 1/2, and 500 tokens at a rate below 1 never are all corrupted
+    but for the strata above 0.99."""
+    prompt = torch.arange(500).expand(1000, 500) < 100
+    context = sample_bridge_context(prompt, Draws(seeded()))
+    assert context[prompt].all()
+    whole = (context == prompt).all(1).double().mean()
+    assert 0.5 - 2.5 / math.sqrt(1000) < whole < 0.5 + 2.5 / math.sqrt(1000) + 0.06
+    some = context[~(context == prompt).all(1)][:, 100:]
+    # the others keep the law: 0.6548 corrupted, less what the strata near 1 take from it
+    assert abs((~some).double().mean() - 0.6548) < 0.04
+    without = sample_bridge_context(torch.zeros_like(prompt), Draws(seeded()))
+    assert (without.any(1)).double().mean() > 0.9
 
 
 # ---- the exact posterior
@@ -341,34 +398,40 @@ def test_bad_calls_of_the_exact_model_are_refused_in_words():
 
 # ---- the SDE with the exact posterior: where it ends
 
-def endpoint_law(steps):
-    """The law of what `steps` passes of the SDE draw from TWO: P(00), P(11), P(01 or 10), by
+def endpoint_law(steps, temperature=1.0, sigma=1.0):
+    """The law of what a loop of token promotion draws from TWO: P(00), P(11), P(01 or 10), by
     quadrature, float64.
 
-    Only the lead l of mode 00 in log odds matters, and in r = 1/(1-t) its step is l' = l + a
-    tanh(l/2) + sqrt(2 a) noise, a = n (r_t - r_s) / sigma^2, with n = 2 tokens that differ. Beyond
-    40 nats a mode has won. The last pass, at r = N, draws both tokens with p = 1 / (1 + e^-l), one
-    independent of the other. Cells of 0.05 nats, where steps are >= 0.2.
+    Only the lead l of mode 00 in log odds matters, and in r = e^-gamma = t / (sigma^2 (1-t)) its
+    step is l' = l + a tanh(l/2) + sqrt(2 a) noise, a = n (r_t - r_s), with n = 2 tokens that
+    differ. It begins as pure noise of variance 2 n r_0, r_0 = e^-6, around log(3/7); r grows by
+    equal factors up to 0.94 / (0.06 sigma^2). Beyond 40 nats a mode has won. The read-out draws
+    both tokens with p = 1 / (1 + e^(-l/temperature)), one independent of the other. Cells of 0.05
+    nats, where the narrowest step, of 8, is 0.09 or more.
     """
     cells = (torch.arange(1600).double() + 0.5) / 20 - 40
-    lead, mass, won = exactly([math.log(0.3 / 0.7)]), exactly([1]), exactly([0, 0])
-    for i in range(steps - 1):
-        a = 2 * (steps / (steps - i - 1) - steps / (steps - i))
-        mean = lead + a * (lead / 2).tanh()
+    end = 0.94 / 0.06 / sigma**2
+    r = [math.exp(-6) ** (1 - i / steps) * end ** (i / steps) for i in range(steps + 1)]
+    mass = (-(cells - math.log(0.3 / 0.7)) ** 2 / (8 * r[0])).exp()
+    mass, won = mass / mass.sum(), exactly([0, 0])
+    for before, after in zip(r, r[1:]):
+        a = 2 * (after - before)
+        mean = cells + a * (cells / 2).tanh()
         won += torch.stack([mass @ torch.special.ndtr((sign * mean - 40) / math.sqrt(2 * a))
                             for sign in (1, -1)])
         density = (-(cells[:, None] - mean) ** 2 / (4 * a)).exp() / math.sqrt(4 * math.pi * a)
-        lead, mass = cells, density @ mass / 20
-    p = lead.sigmoid()
+        mass = density @ mass / 20
+    p = (cells / temperature).sigmoid()
     return torch.stack([won[0] + mass @ p**2, won[1] + mass @ (1 - p) ** 2,
                         mass @ (2 * p * (1 - p))])
 
 
-def endpoints(exact, n, steps, sigma=1.0):
+def endpoints(exact, n, steps, temperature=1.0):
     """Of n draws, how many are each of the sequences, and how many none of them."""
     length = exact.sequences.shape[1]
     nothing = torch.zeros(n, length, dtype=torch.int64), torch.zeros(n, length, dtype=torch.bool)
-    drawn = token_promotion(exact, *nothing, 1, steps=steps, sigma=sigma, generator=seeded())
+    drawn = token_promotion(exact, *nothing, 1, steps=steps, temperature=temperature,
+                            generator=seeded())
     counts = (drawn[:, None] == exact.sequences).all(-1).sum(0)
     return torch.cat([counts, n - counts.sum(0, keepdim=True)]).double()
 
@@ -378,71 +441,74 @@ def chi_square(counts, law):
     return ((counts - expected) ** 2 / expected).sum()
 
 
-def test_one_step_draws_tokens_apart_and_quadrature_agrees_with_arithmetic():
-    """One pass is on [MASK]: 0.3^2 = 9%, 0.7^2 = 49%, and 2 * 0.3 * 0.7 = 42% that is no sequence.
-    Two passes: one Gaussian."""
-    assert endpoint_law(1).tolist() == pytest.approx([0.09, 0.49, 0.42], abs=1e-12)
-    start = math.log(0.3 / 0.7)  # a = 2 * (2 - 1): mean l + 2 tanh(l/2) = l - 0.8, variance 4
-    z = torch.linspace(-10, 10, 4001, dtype=torch.float64)
-    p, weight = (start - 0.8 + 2 * z).sigmoid(), (-z * z / 2).exp() / math.sqrt(2 * math.pi) / 200
-    assert endpoint_law(2).tolist() == pytest.approx([float(weight @ v)
-                                                      for v in (p**2, (1 - p) ** 2,
-                                                                2 * p * (1 - p))], abs=1e-9)
+def test_the_read_out_alone_draws_tokens_apart_and_cold_it_takes_the_likelier():
+    """On nearly [MASK]: 0.3^2 = 9%, 0.7^2 = 49%, and 2 * 0.3 * 0.7 = 42% that is no sequence, but
+    for a noise of 0.1 nats. At temperature 0.1 the odds are (3/7)^10 = 1 : 4780, with that noise
+    less than 1 : 1000 on average."""
+    law = exactly([0.09, 0.49, 0.42])
+    assert chi_square(endpoints(TWO, 4000, 0), law) < 13.82
+    assert endpoints(TWO, 4000, 0, 0.1)[1] > 3980
 
 
+def test_quadrature_agrees_with_arithmetic_on_one_step():
+    """One step: a = 2 (r_1 - r_0) from a start that is normal with variance 4 r_0."""
+    z = torch.linspace(-8, 8, 801, dtype=torch.float64)
+    weight = (-z * z / 2).exp() / math.sqrt(2 * math.pi) / 50
+    start = math.log(0.3 / 0.7) + 2 * math.exp(-3) * z
+    a = 2 * (0.94 / 0.06 - math.exp(-6))
+    p = (start + a * (start / 2).tanh() + math.sqrt(2 * a) * z[:, None]).sigmoid()
+    expected = [float(weight @ v @ weight) for v in (p**2, (1 - p) ** 2, 2 * p * (1 - p))]
+    assert endpoint_law(1).tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("temperature, sigma", [(1, 1), (0.1, 1), (1, 0.5)])
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
-def test_the_sde_ends_in_the_law_of_its_number_of_steps(steps):
+def test_a_loop_ends_in_the_law_of_its_number_of_steps(steps, temperature, sigma):
     """4,000 draws, three kinds of them: chi-square of 2 degrees of freedom, beyond 13.82 once in
-    1,000."""
-    law = endpoint_law(steps)
+    1,000. The law of twice as many steps is another, where they are few."""
+    counts = endpoints(ExactBridge(MODES, SHARES, sigma), 4000, steps, temperature)
+    law = endpoint_law(steps, temperature, sigma)
     assert law.sum() == pytest.approx(1, abs=1e-6)
-    assert chi_square(endpoints(TWO, 4000, steps),
-                      law) < 13.82 < chi_square(endpoints(TWO, 4000, steps),
-                                                endpoint_law(steps + 2))
-
-
-def test_twice_the_steps_raise_the_share_of_invalid_pairs_to_the_power_of_one_and_a_half():
-    """42%, 24.7%, 9.6%, 1.9%, 0.15%, 0.003% for 1 ... 32 steps: each less than the one before ^
-    1.5. So 16 steps lose 6 of 4,000 draws (at most 18, five deviations), and 32 lose none."""
-    invalid = [float(endpoint_law(steps)[2]) for steps in (1, 2, 4, 8, 16, 32)]
-    assert all(after < before**1.5 for before, after in itertools.pairwise(invalid))
-    assert invalid[:4] == pytest.approx([0.42, 0.2473, 0.0958, 0.0190], abs=1e-4)
-    assert invalid[5] < 5e-5
-    assert endpoints(TWO, 4000, 16)[-1] <= 18 and endpoints(TWO, 4000, 32)[-1] == 0
+    assert chi_square(counts, law) < 13.82
+    if steps < 4:
+        assert chi_square(counts, endpoint_law(2 * steps, temperature, sigma)) > 13.82
 
 
 @pytest.mark.parametrize("exact, critical",
                          [(TWO, 10.83), (THREE, 13.82), (ExactBridge(MODES, SHARES, 0.5), 10.83)],
                          ids=["two modes", "three sequences", "two modes, sigma 0.5"])
-def test_many_steps_end_in_the_law_of_the_data(exact, critical):
-    """64 steps, 4,000 draws: nothing but sequences of the set, and as often as they should be: the
-    chi-square test, whose critical value is passed once in 1,000. It would see a share that is 2.4
-    points off; quadrature says 0.3 points for TWO."""
-    counts = endpoints(exact, 4000, 64, exact.sigma)
+def test_as_published_an_exact_model_draws_from_the_law_of_the_data(exact, critical):
+    """256 steps and a read-out at 0.1, 2,000 draws: nothing but sequences of the set, and as often
+    as they should be: the chi-square test, whose critical value is passed once in 1,000. It would
+    see a share that is 3.4 points off; quadrature says 0.4 points for 64 steps of TWO."""
+    counts = endpoints(exact, 2000, 256, 0.1)
     assert counts[-1] == 0 and chi_square(counts[:-1], exact.weights) < critical
 
 
 # ---- the loss
 
-def test_the_loss_counts_corrupted_tokens_only_and_asks_on_the_bridge():
-    """Two sequences of three tokens, a model that gives the right token e^-1, e^-2, e^-3 by place;
-    corrupted are places 1 and 3 of the first and 2 of the second: (1 + 3 + 2) / 3 = 2."""
-    x1 = torch.tensor([[1.0, 0]]).expand(2, 3, 2)
-    context = torch.tensor([[False, True, False], [True, False, True]])
-    noise, asked = torch.randn(2, 3, 2, generator=seeded()), []
+def test_the_loss_is_a_mean_within_each_sequence_first_and_asks_on_the_bridge():
+    """Three sequences of three tokens, a model that gives the right token e^-1, e^-2, e^-6 by
+    place; corrupted are places 1 and 3 of the first, 2 of the second and none of the third:
+    ((1 + 6) / 2 + 2) / 2 = 2.75, where a mean over tokens would be 3."""
+    x1 = torch.tensor([[1.0, 0]]).expand(3, 3, 2)
+    context = torch.tensor([[False, True, False], [True, False, True], [True, True, True]])
+    noise, asked = torch.randn(3, 3, 2, generator=seeded()), []
 
     def model(x, s, t):
         asked.append((x, s, t))
-        return torch.tensor([-1.0, -2, -3])[None, :, None].expand(2, 3, 2)
+        return torch.tensor([-1.0, -2, -6])[None, :, None].expand(3, 3, 2)
 
-    assert mlfm_loss(model, x1, context, torch.tensor([0.2, 0.5]), noise, 2) == 2
+    times = torch.tensor([0.2, 0.5, 0.7])
+    assert mlfm_loss(model, x1, context, times, noise, 2) == 2.75
     x, s, t = asked[0]
-    expected = torch.tensor([[0.2, 1, 0.2], [1, 0.5, 1]])
+    expected = torch.tensor([[0.2, 1, 0.2], [1, 0.5, 1], [1, 1, 1]])
     assert s.equal(expected) and t.equal(expected) and x[context].equal(x1[context])
-    spread = torch.tensor([0.8, 1.0])[:, None, None]  # sigma sqrt(t (1-t)) = 2 * 2/5 and 2 * 1/2
+    # sigma sqrt(t (1-t)) = 2 * 2/5 and 2 * 1/2
+    spread = torch.tensor([0.8, 1.0, 0])[:, None, None]
     assert (x - expected[..., None] * x1 - spread * noise)[~context].abs().max() < 1e-6
-    assert mlfm_loss(model, x1, torch.ones_like(context), torch.tensor([0.2, 0.5]), noise) == 0
-    mlfm_loss(model, x1, context, torch.tensor([0.2, 0.5]), noise)
+    assert mlfm_loss(model, x1, torch.ones_like(context), times, noise) == 0
+    mlfm_loss(model, x1, context, times, noise)
     (x, _, _), spread = asked[-1], spread / 2
     assert (x - expected[..., None] * x1 - spread * noise)[~context].abs().max() < 1e-6
 
@@ -471,3 +537,175 @@ def test_the_loss_of_the_exact_posterior_is_the_entropy_that_is_left_and_no_mode
                                                               0.8), ExactBridge(MODES, [0.5, 0.5]):
         excess = losses(other) - exact
         assert excess.mean() > 5 * excess.std() / math.sqrt(n)
+
+
+# ---- the network
+
+FOURS = torch.tensor([[i, j] for i in range(2) for j in range(3)])
+
+
+def opinionated(model, seed=1):
+    """Random weights, away from the zeros of the start."""
+    torch.manual_seed(seed)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    return model
+
+
+def corrupted_batch(n=40, vocab_size=3):
+    """x1, context and noise for `FOURS`."""
+    x1 = F.one_hot(torch.randint(vocab_size, (n, 6), generator=seeded(3)), vocab_size).float()
+    context = torch.rand(n, 6, generator=seeded(4)) < 0.4
+    return x1, context, torch.randn(x1.shape, generator=seeded(5))
+
+
+def bridge_network(sigma=0.5):
+    model = BridgeDenoiser(3, FOURS, width=16, depth=2, heads=2)
+    model.sigma.fill_(sigma)
+    return model
+
+
+@pytest.mark.parametrize("sigma", [0.2, 1])
+@pytest.mark.parametrize("t", [0.0, 1e-4, 0.1, 0.5, 0.94, 1 - 1e-6])
+def test_the_weights_of_an_mdm_give_its_answer_at_every_time_bit_for_bit(t, sigma):
+    """Also of an MDM that began as a flow map, whose second time has learned."""
+    mdm = opinionated(Denoiser(3, FOURS, width=16, depth=2, heads=2))
+    model, (x1, context, noise) = bridge_network(sigma), corrupted_batch()
+    missing, unknown = model.load_state_dict(mdm.state_dict(), strict=False)
+    assert not unknown and {name.split(".")[0] for name in missing} == {"sigma", "gate",
+                                                                        "time_bridge"}
+    time = torch.where(context, 1.0, t)
+    masked = mdm(x1 * context[..., None], context.float(), context.float())
+    assert model(bridge(x1, noise, time, sigma), time, time).equal(masked)
+
+
+def test_from_an_mdm_on_the_gate_and_the_time_learn_and_then_the_answer_depends_on_both():
+    model = bridge_network()
+    mdm = opinionated(Denoiser(3, FOURS, width=16, depth=2, heads=2))
+    model.load_state_dict(mdm.state_dict(), strict=False)
+    x1, context, noise = corrupted_batch()
+    loss = lambda: mlfm_loss(model, x1, context, torch.full((40,), 0.4), noise, 0.5)
+    loss().backward()
+    new = [model.gate.weight, model.gate.bias, model.time_bridge.mlp[-1].weight]
+    assert all(weight.grad.abs().max() > 1e-6 for weight in new)
+    optimizer, first = torch.optim.SGD(model.parameters(), lr=1e-3), loss().item()
+    for _ in range(3):
+        optimizer.step()
+        optimizer.zero_grad()
+        loss().backward()
+    assert loss() < first
+    ask = lambda x, t: model(torch.where(context[..., None], x1, x), *2 * (
+        torch.where(context, 1.0, t),))
+    assert (ask(noise, 0.4) - ask(-noise, 0.4)).abs().max() > 1e-5
+    assert (ask(noise, 0.4) - ask(noise, 0.8)).abs().max() > 1e-5
+
+
+def test_the_network_ignores_the_second_time_and_context_is_read_as_it_is():
+    model, (x1, context, noise) = opinionated(bridge_network()), corrupted_batch()
+    s = torch.where(context, 1.0, 0.3)
+    x = bridge(x1, noise, s, 0.5)
+    assert model(x, s, torch.where(context, 1.0, 0.9)).equal(model(x, s, s))
+    assert not model(torch.where(context[..., None], 2 * x, x), s, s).equal(model(x, s, s))
+
+
+@pytest.mark.parametrize("other", [0.2, 2])
+def test_given_the_noise_to_signal_neither_the_posterior_nor_the_network_depends_on_sigma(other):
+    """x_t = t (x1 + e^(gamma/2) noise): sigma only says at which t a gamma is. So a network learns
+    the same from either, and what sigma decides is the noise at t = 0.94, where a loop ends."""
+    x1, context, noise = corrupted_batch()
+    answers = []
+    for sigma in 1, other:
+        model, exact = opinionated(bridge_network(sigma)), ExactBridge([[0, 0, 1, 1, 2, 2],
+                                                                        [1, 1, 2, 2, 0, 0]],
+                                                                       sigma=sigma)
+        for u in 0.1, 0.3, 0.6:
+            t = torch.full((40, 6), float(inverse_clearness(exactly([u]), sigma)))
+            x = bridge(x1, noise, t, sigma)
+            answers.append(torch.cat([model(x, t, t), exact(x, t, t)]).exp())
+    one, two = answers[:3], answers[3:]
+    assert all((a - b).abs().max() < 1e-4 for a, b in zip(one, two))
+    assert (one[0] - one[1]).abs().max() > 0.01
+
+
+# ---- sigma, from the command line to the sampler
+
+TINY = "sudoku4 --width 16 --depth 1 --heads 1 --batch 8 --no-compile --device cpu --no-table".split()
+
+
+def trained(path, *arguments):
+    assert main([*TINY, "--objective", "mlfm", "--steps", "2", "--out", str(path),
+                 *arguments]) == 0
+    return path
+
+
+def test_sigma_travels_with_the_weights_and_the_sampler_uses_it(tmp_path):
+    """At its start x is noise of variance sigma^2 t (1-t), t = 1 / (1 + e^6 / sigma^2)."""
+    for sigma, words in (0.5, []), (0.7, ["--sigma", "0.7"]):
+        path = trained(tmp_path / f"{sigma}.pt", *words)
+        model, info = load_checkpoint(path)
+        assert info["options"]["sigma"] == sigma
+        assert float(model.sigma) == pytest.approx(sigma, abs=1e-7)
+        asked, forward = [], model.forward
+        model.forward = lambda x, s, t: asked.append((x, s)) or forward(x, s, t)
+        nothing = torch.zeros(200, 16, dtype=torch.int64), torch.zeros(200, 16, dtype=torch.bool)
+        token_promotion(model, *nothing, 1, steps=1, generator=seeded())
+        start = 1 / (1 + math.exp(6) / sigma**2)
+        assert asked[0][1].unique().tolist() == pytest.approx([start], rel=1e-5)
+        variance = float(asked[0][0].var()) / (sigma**2 * start * (1 - start))
+        assert abs(variance - 1) < 5 * math.sqrt(2 / 12800)
+        assert asked[1][1].unique().tolist() == pytest.approx([0.94])
+
+
+def test_another_run_may_start_from_it_with_a_sigma_of_its_own_and_ships_it(tmp_path):
+    first = trained(tmp_path / "first.pt", "--sigma", "0.3")
+    second = trained(tmp_path / "second.pt", "--init", str(first))
+    assert float(read_checkpoint(second)["model"]["sigma"]) == 0.5
+    assert main(["--resume", str(first), "--ship", str(tmp_path / "ship.pt")]) == 0
+    assert float(load_checkpoint(tmp_path / "ship.pt")[0].sigma) == pytest.approx(0.3, rel=1e-3)
+
+
+@pytest.mark.parametrize("words, said", [
+    *((["--objective", "mlfm", "--sigma", text], "argument --sigma: must be a number above 0")
+      for text in ("0", "-1", "inf", "nan", "some")),
+    *((["--objective", objective, "--sigma", "1"], f"--sigma is for mlfm, not for {objective}")
+      for objective in ("mdm", "fmlm+", "flm"))])
+def test_a_sigma_that_makes_no_sense_is_refused_in_one_sentence(words, said, tmp_path, capsys):
+    assert main([*TINY, *words, "--out", str(tmp_path / "x.pt")]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("train.py: ") and said in printed and printed.count("\n") == 1
+
+
+def test_a_run_goes_on_with_its_sigma_alone(tmp_path, capsys):
+    path = trained(tmp_path / "run.pt", "--sigma", "0.3")
+    assert main(["--resume", str(path), "--sigma", "0.4", "--steps", "3"]) == 2
+    assert "a run with sigma 0.3, not 0.4" in capsys.readouterr().err
+    assert main(["--resume", str(path), "--steps", "3", "--no-compile", "--no-table"]) == 0
+    state = read_checkpoint(path)
+    assert (state["step"], state["options"]["sigma"]) == (3, 0.3)
+    assert float(state["model"]["sigma"]) == pytest.approx(0.3)
+
+
+def test_an_mlfm_of_an_older_form_is_refused_in_one_sentence_for_all_it_could_be_used(
+        tmp_path, capsys):
+    """Its network was an MDM's, and its options knew no sigma. One of another objective without
+    sigma among its options goes on."""
+    path, other = trained(tmp_path / "old.pt"), tmp_path / "mdm.pt"
+    state = torch.load(path)
+    for part in "model", "running":
+        state[part] = {name: weight for name, weight in state[part].items()
+                       if name.split(".")[0] not in ("sigma", "gate", "time_bridge")}
+    del state["options"]["sigma"]
+    torch.save(state, path)
+    capsys.readouterr()
+    for words in (["--resume", str(path), "--steps", "3"],
+                  [*TINY, "--objective", "mlfm", "--init", str(path), "--out", f"{path}.new"]):
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert f"{path} is an MLFM of an older form" in said and said.count("\n") == 1
+    with pytest.raises(ValueError, match="is an MLFM of an older form"):
+        load_checkpoint(path)
+    assert main([*TINY, "--objective", "mdm", "--steps", "2", "--out", str(other)]) == 0
+    state = torch.load(other)
+    del state["options"]["sigma"]
+    torch.save(state, other)
+    assert main(["--resume", str(other), "--steps", "3", "--no-compile", "--no-table"]) == 0

@@ -414,17 +414,20 @@ def test_an_fmlm_is_trained_at_s_and_t_whose_taus_have_the_law_of_uniform_diff()
     assert (torch.histc(d, 512, 0, 1) > 1).sum() <= 5
 
 
-def test_an_mlfm_is_trained_at_uniform_logits_behind_a_cosine_mask():
-    """A share 2/pi of the tokens is hidden, of 12,000 with strata: within 4.5 standard errors of
-    the binomial."""
+@pytest.mark.parametrize("words, sigma", [([], 0.5), (["--sigma", "2"], 2)])
+def test_an_mlfm_is_trained_at_uniform_log_noise_behind_a_cosine_mask(words, sigma):
+    """gamma = log(sigma^2 (1-t)/t) has the mean -2 and the variance 16^2/12, a share 0.05 + 0.95
+    2/pi of the tokens is hidden, and those of a sequence of 6 where the rate would hide none: rate
+    r leaves none with (1-r)^6, in the mean over U 0.0373, by quadrature; one of 6 then is 0.0062."""
     n = 2000
-    _, s, t, context, _ = draws(n, "--objective", "mlfm")
-    some = ~context.all(1)
-    logits = torch.logit(t[some].double())
-    assert s.equal(t) and (logits.abs() < 5.001).all()
-    assert abs(logits.mean()) < 4.5 * 10 / math.sqrt(12 * n)
-    assert abs(logits.square().mean() - 25 / 3) < 0.8
-    assert abs((~context).double().mean() - 2 / math.pi) < 4.5 * math.sqrt(0.25 / (6 * n))
+    _, s, t, context, _ = draws(n, "--objective", "mlfm", *words)
+    gamma = (sigma**2 * (1 - t.double()) / t).log()
+    assert s.equal(t) and gamma.min() > -10.1 and gamma.max() < 6.001
+    assert abs(gamma.mean() + 2) < 0.02 and abs(gamma.var() - 256 / 12) < 0.1
+    r = 0.05 + 0.95 * (math.pi / 2 * (torch.arange(9999) + 0.5) / 9999).cos()
+    hidden = float((r + (1 - r) ** 6 / 6).mean())
+    assert abs((~context).double().mean() - hidden) < 4.5 * math.sqrt(0.25 / (6 * n))
+    assert (~context).any(1).all()
 
 
 @pytest.mark.parametrize("arguments, pinned", [([], 4), (["--lagrangian"], 0)],

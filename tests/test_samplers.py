@@ -31,6 +31,8 @@ class Scripted:
     """A model that answers with a fixed (L, V) table of probabilities, or with a function of the
     pass, and records (x, s, t)."""
 
+    sigma = 1.0  # an MLFM's
+
     def __init__(self, answer=FIXED, vocab_size=None):
         self.answer = answer if callable(answer) else lambda number, x: torch.tensor(answer)
         self.vocab_size = vocab_size or len(answer[0])
@@ -56,6 +58,11 @@ class Recorded(Scripted):
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def noise_of(model, sigma):
+    model.sigma = sigma
+    return model
 
 
 def nothing(batch, length):
@@ -84,6 +91,9 @@ def follows(samples, model):
 
 # tau = 1/2 for three words: E[Phi(z + r)^2] = 2/3 at r = 1.115898, t = r/(1+r), by bisection
 HALF = 0.527387
+# MLFM with sigma = 1, 2 steps: t = 1 / (1 + e^gamma), gamma from 6 to log(0.06/0.94) = -2.751535,
+# halfway 1.624232
+NEARLY_MASK, MIDDLE = 0.0024726232, 0.1646220
 # name: (call on 5 tokens, NFE, the times (s, t) of its passes, whether unknown tokens hold noise)
 EVERY = {
     "flow map": (lambda *a, **k: flow_map_sampler(*a, steps=4, **k), 4,
@@ -105,8 +115,8 @@ EVERY = {
     "confidence, sampled": (lambda *a, **k: mdm_confidence(*a, steps=3, draw="sample", **k), 3,
                             [(0, 0)] * 3, False),
     "ancestral": (lambda *a, **k: mdm_ancestral(*a, steps=3, **k), 3, [(0, 0)] * 3, False),
-    "promotion": (lambda *a, **k: token_promotion(*a, rounds=2, steps=2, **k), 4,
-                  [(0, 0.5), (0.5, 1)] * 2, False),
+    "promotion": (lambda *a, **k: token_promotion(*a, rounds=2, steps=2, temperature=1, **k), 6,
+                  [(NEARLY_MASK, MIDDLE), (MIDDLE, 0.94), (0.94, 0.94)] * 2, False),
 }
 every_sampler = pytest.mark.parametrize("run, nfe, times, noisy", EVERY.values(), ids=EVERY)
 
@@ -122,7 +132,7 @@ def test_the_network_is_asked_at_the_times_claimed_and_as_often(run, nfe, times,
         for row_s, row_t in set(zip(map(tuple, s.tolist()), map(tuple, t.tolist()))):
             for pair in zip(row_s, row_t):  # a committed token is at (1, 1)
                 assert pair == (1, 1) or pair == pytest.approx((expected_s, expected_t))
-    assert model.calls[0][1].unique().tolist() == [0]
+    assert model.calls[0][1].unique().tolist() == [pytest.approx(times[0][0], abs=1e-8)]
 
 
 @every_sampler
@@ -164,16 +174,18 @@ def test_unknown_tokens_begin_every_round_as_fresh_standard_noise_or_as_masks(ru
     5 sqrt(2/n)."""
     model = Scripted()
     run(model, *nothing(1000, 5), generator=seeded())
-    starts = [(x, s < 1) for (x, s, _), (time, _) in zip(model.calls, times) if time == 0]
+    starts = [(x, s < 1) for (x, s, _), (time, _) in zip(model.calls, times)
+              if time == times[0][0]]
+    nearly = run is EVERY["promotion"][0]  # its masks are noise of variance t (1-t)
     for x, unknown in starts:
-        if not noisy:
+        if not noisy and not nearly:
             assert not x[unknown].any()
             continue
-        values = x[unknown]
+        values = x[unknown] / math.sqrt(NEARLY_MASK * (1 - NEARLY_MASK) if nearly else 1)
         assert abs(values.mean()) < 5 / math.sqrt(values.numel())
         assert abs(values.var() - 1) < 5 * math.sqrt(2 / values.numel())
-    for (before, _), (x, unknown) in zip(starts, starts[1:]) if noisy else []:
-        product = (before * x)[unknown]
+    for (before, _), (x, unknown) in zip(starts, starts[1:]) if noisy or nearly else []:
+        product = (before * x)[unknown] / before.var()
         assert abs(product.mean()) < 5 / math.sqrt(product.numel())
 
 
@@ -193,7 +205,7 @@ def test_the_trace_holds_one_pass_each_with_draft_and_confidence(run, nfe, times
     if run not in [EVERY[name][0] for name in ("a priori, sampled", "confidence, sampled",
                                                "ancestral", "promotion")]:
         assert (drafts == torch.tensor(BEST)).all()
-    ends = [i for i, (_, t) in enumerate(times) if i + 1 == len(times) or times[i + 1][0] == 0]
+    ends = [i for i in range(len(times)) if (times * 2)[i + 1][0] == times[0][0]]
     between = [record for i, record in enumerate(trace) if i not in ends]
     assert not any(record.committed.any() for record in between), "only a finished draft counts"
 
@@ -286,13 +298,18 @@ def test_tokens_of_a_wrong_shape_type_or_value_are_refused(run, nfe, times, nois
     (lambda *a: flow_map_sampler(*a, steps=0, tau=True), "at least one"),
     (lambda *a: token_promotion(*a, rounds=0), "at least one"),
     (lambda *a: token_promotion(*a, rounds=6), "6 rounds"),
-    (lambda *a: token_promotion(*a, rounds=1, steps=0), "at least one"),
+    (lambda *a: token_promotion(*a, rounds=1, steps=-1), "a loop of -1 steps"),
     (lambda *a: token_promotion(*a, rounds=1, threshold=-0.01), "threshold"),
     (lambda *a: token_promotion(*a, rounds=1, threshold=1.01), "threshold"),
     (lambda *a: token_promotion(*a, rounds=1, threshold=math.nan), "threshold"),
-    (lambda *a: token_promotion(*a, rounds=1, sigma=0), "sigma"),
-    (lambda *a: token_promotion(*a, rounds=1, sigma=-1), "sigma"),
-    (lambda *a: token_promotion(*a, rounds=1, sigma=math.nan), "sigma"),
+    (lambda *a: token_promotion(*a, rounds=1, temperature=0), "temperature must be positive"),
+    (lambda *a: token_promotion(*a, rounds=1, temperature=-0.1), "temperature must be positive"),
+    (lambda *a: token_promotion(*a, rounds=1, temperature=math.inf), "temperature must be"),
+    (lambda *a: token_promotion(*a, rounds=1, temperature=math.nan), "temperature must be"),
+    (lambda model, *a: token_promotion(noise_of(model, 0), *a, rounds=1), "sigma"),
+    (lambda model, *a: token_promotion(noise_of(model, -1), *a, rounds=1), "sigma"),
+    (lambda model, *a: token_promotion(noise_of(model, math.inf), *a, rounds=1), "sigma"),
+    (lambda model, *a: token_promotion(noise_of(model, math.nan), *a, rounds=1), "sigma"),
     (lambda *a: refine(*a, 1, Draft([0, 1], sure="Drawn"), uniform_budget), "sure"),
     (lambda *a: refine(*a, 1, Draft([0]), uniform_budget), "at least one"),
 ])
@@ -656,14 +673,20 @@ def test_noise_that_is_kept_is_the_same_in_every_round_and_fresh_noise_is_not():
 
 # ---- token promotion
 
+def promote(model, *given, seed=0, **settings):
+    """One step a loop, at temperature 1 where no other is given: the trace of the read-outs."""
+    trace = []
+    settings = dict(steps=1, temperature=1) | settings
+    token_promotion(model, *given, generator=seeded(seed), trace=trace, **settings)
+    return trace[settings["steps"]::settings["steps"] + 1]
+
+
 def test_what_is_kept_is_the_sure_and_at_least_the_surest_by_the_probability_of_the_drawn_token():
     """Every row judged by hand from its own draft: FIXED at the token drawn, not p_max, which would
     keep 0 and 1 always."""
-    trace = []
-    token_promotion(Scripted(), *nothing(500, 5), 2, threshold=0.65, steps=1, generator=seeded(),
-                    trace=trace)
+    first, _ = promote(Scripted(), *nothing(500, 5), rounds=2, threshold=0.65)
     sizes = []
-    for draft, committed in zip(trace[0].draft.tolist(), trace[0].committed.tolist()):
+    for draft, committed in zip(first.draft.tolist(), first.committed.tolist()):
         drawn = [law[token] for law, token in zip(FIXED, draft)]
         kept = [place for place, keep in enumerate(committed) if keep]
         if max(drawn) >= 0.65:
@@ -678,82 +701,124 @@ def test_what_is_kept_is_the_sure_and_at_least_the_surest_by_the_probability_of_
 def test_a_likely_token_that_was_not_drawn_does_not_count():
     """p_max 0.9 and 0.6. Drawn is 0 at the first place: it is kept. Drawn is 1, of 0.1: the second
     place is surer."""
-    trace = []
-    token_promotion(Scripted([[0.9, 0.1], [0.6, 0.4]]), *nothing(4000, 2), 2, steps=1,
-                    generator=seeded(), trace=trace)
-    kept, likely = trace[0].committed, trace[0].draft[:, 0] == 0
+    first, _ = promote(Scripted([[0.9, 0.1], [0.6, 0.4]]), *nothing(4000, 2), rounds=2)
+    kept, likely = first.committed, first.draft[:, 0] == 0
     assert kept[:, 0].equal(likely) and kept[:, 1].equal(~likely)
     assert close(float(likely.double().mean()), 0.9, 4000)
 
 
+def test_a_temperature_sharpens_what_is_drawn_and_how_sure_it_is():
+    """T = 1/2: (0.6, 0.3, 0.1) squared is (36, 9, 1) of 46. T = 0.1: two candidates of 0.535 and
+    0.465 are 0.8 and 0.2, for (0.535/0.465)^10 = 4.07; of 0.53 and 0.47 0.769."""
+    first, = promote(Scripted([[0.6, 0.3, 0.1]]), *nothing(20000, 1), rounds=1, temperature=0.5)
+    law = torch.tensor([36, 9, 1]) / 46
+    for token in range(3):
+        drawn = first.draft == token
+        assert close(float(drawn.double().mean()), float(law[token]), 20000)
+        assert (first.confidence[drawn] - law[token]).abs().max() < 1e-6
+    first, _ = promote(Scripted([[1.0, 0], [0.535, 0.465], [0.53, 0.47]]), *nothing(500, 3),
+                       rounds=2, temperature=0.1)
+    likely = first.draft == 0
+    assert first.committed[:, 0].all() and first.committed[:, 1].equal(likely[:, 1])
+    assert 0 < first.committed[:, 1].sum() < 500 and not first.committed[:, 2].any()
+    assert (first.confidence[likely[:, 2], 2] - 1 / (1 + (47 / 53) ** 10)).abs().max() < 1e-6
+
+
+def test_a_word_of_no_probability_is_never_drawn_however_hot_or_cold():
+    for temperature in 0.001, 1, 1000:
+        first, = promote(Scripted([[0.0, 0.7, 0.3]]), *nothing(2000, 1), rounds=1,
+                         temperature=temperature)
+        assert (first.draft > 0).all() and not first.confidence.isnan().any()
+        assert (len(first.draft.unique()) == 1) == (temperature == 0.001)
+
+
 def test_threshold_0_keeps_all_in_one_loop_and_threshold_1_the_surest_one_a_loop():
-    model, trace = Scripted(), []
-    token_promotion(model, *nothing(50, 5), 5, threshold=0, steps=2, generator=seeded(),
-                    trace=trace)
-    assert len(model.calls) == len(trace) == 2 and trace[-1].committed.all()
-    model, trace = Scripted(), []
-    token_promotion(model, *nothing(50, 5), 5, threshold=1, steps=2, generator=seeded(),
-                    trace=trace)
-    assert len(model.calls) == len(trace) == 10
-    assert [record.committed.sum(1).unique().tolist() for record in trace] == [[0], [1]] * 5
-    for record, (_, s, _) in zip(trace[1::2], model.calls[1::2]):
+    model = Scripted()
+    first, = promote(model, *nothing(50, 5), rounds=5, threshold=0, steps=2)
+    assert len(model.calls) == 3 and first.committed.all()
+    model = Scripted()
+    kept = promote(model, *nothing(50, 5), rounds=5, threshold=1, steps=2)
+    assert len(model.calls) == 15
+    assert [record.committed.sum(1).unique().tolist() for record in kept] == [[1]] * 5
+    for record, (_, s, _) in zip(kept, model.calls[2::3]):
         surest = torch.where(s < 1, record.confidence, -1.0).amax(1)
         assert record.confidence[record.committed].equal(surest)
     certain = [[1.0, 0], [0, 1.0], [0.5, 0.5], [0.5, 0.5]]  # p = 1 is at the threshold 1
-    assert committed_by(token_promotion, certain, *nothing(1, 4), rounds=4,
-                        threshold=1)[0][3] == [[0, 1]]
+    assert promote(Scripted(certain), *nothing(1, 4), rounds=4,
+                   threshold=1)[0].committed.tolist() == [[True, True, False, False]]
 
 
-def test_where_none_is_given_the_threshold_is_0_8_and_the_draft_takes_four_steps():
-    """Certain, 0.81 and 0.79: kept are the first, and the second where it drew the 0.81."""
+def test_as_published_a_loop_is_256_steps_and_a_read_out_at_temperature_0_1_and_sure_is_0_8():
+    """Certain, 0.81 and 0.79 once sharpened, which is p = 1 / (1 + (0.19/0.81)^0.1) = 0.5362 and,
+    with 0.21/0.79, 0.5330: kept are the first, and the second where it drew the 0.81."""
     trace, sure = [], torch.zeros(300, 3, dtype=torch.bool)
-    token_promotion(Scripted([[0.0, 1.0], [0.19, 0.81], [0.21, 0.79]]), *nothing(300, 3), 2,
+    a, b = (1 / (1 + ((1 - p) / p) ** 0.1) for p in (0.81, 0.79))
+    token_promotion(Scripted([[0.0, 1.0], [1 - a, a], [1 - b, b]]), *nothing(300, 3), 2,
                     generator=seeded(), trace=trace)
-    assert len(trace) == 8 and not any(record.committed.any() for record in trace[:3])
-    sure[:, :2] = trace[3].draft[:, :2] == 1
-    assert trace[3].committed.equal(sure) and 0 < sure[:, 1].sum() < 300
+    assert len(trace) == 2 * 257 and not any(record.committed.any() for record in trace[:256])
+    sure[:, :2] = trace[256].draft[:, :2] == 1
+    assert trace[256].committed.equal(sure) and 0 < sure[:, 1].sum() < 300
 
 
 def test_the_last_loop_keeps_all_and_a_finished_batch_asks_no_more():
     """Threshold 1, three loops: 1 + 1 + 3 tokens. Two tokens unknown: two loops of three. Nothing
     is asked after that."""
     trace = []
-    token_promotion(Scripted(), *nothing(1, 5), 3, threshold=1, steps=2, generator=seeded(),
-                    trace=trace)
-    assert [int(record.committed.sum()) for record in trace] == [0, 1, 0, 1, 0, 3]
+    token_promotion(Scripted(), *nothing(1, 5), 3, threshold=1, steps=2, temperature=1,
+                    generator=seeded(), trace=trace)
+    assert [int(record.committed.sum()) for record in trace] == [0, 0, 1, 0, 0, 1, 0, 0, 3]
     trace = []
     token_promotion(Scripted(), *puzzle([1, None, 2, None, 0]), 3, threshold=1, steps=2,
-                    generator=seeded(), trace=trace)
-    assert [int(record.committed.sum()) for record in trace] == [0, 1, 0, 1]
+                    temperature=1, generator=seeded(), trace=trace)
+    assert [int(record.committed.sum()) for record in trace] == [0, 0, 1, 0, 0, 1]
     model = Scripted([[1.0, 0]] * 5)
-    assert token_promotion(model, *nothing(3, 5), 5, generator=seeded()).tolist() == [[0] * 5] * 3
+    assert token_promotion(model, *nothing(3, 5), 5, steps=3,
+                           generator=seeded()).tolist() == [[0] * 5] * 3
     assert len(model.calls) == 4
 
 
-@pytest.mark.parametrize("settings, sigma", [({}, 1), ({"sigma": 2}, 2)])
-def test_what_is_not_kept_is_a_mask_again_and_between_it_walks_the_bridge(settings, sigma):
-    """From 1/4 to 1/2 x keeps 2/3 and gains sigma^2 (1/4)(1/2)/(3/4) = sigma^2/6 of variance; n
-    standard normals have mean 0 +- 5/sqrt(n) and variance 1 +- 5 sqrt(2/n)."""
-    model = Scripted()
+@pytest.mark.parametrize("sigma", [0.2, 1, 2])
+def test_the_times_are_equal_steps_in_log_noise_to_signal_and_the_last_is_asked_without_a_step(
+        sigma):
+    """gamma = log(sigma^2 (1-t)/t) from 6 to log(sigma^2 0.06/0.94), 4 steps and the read-out."""
+    model = noise_of(Scripted(), sigma)
+    token_promotion(model, *nothing(1, 5), 1, steps=4, generator=seeded())
+    times = torch.stack([s[0, 0] for _, s, _ in model.calls]).double()
+    gamma = (sigma**2 * (1 - times) / times).log()
+    expected = torch.linspace(6, math.log(sigma**2 * 0.06 / 0.94), 5)
+    assert len(times) == 5 and (gamma - expected).abs().max() < 1e-4
+    assert [t[0, 0] for _, _, t in model.calls[:-1]] == [s[0, 0] for _, s, _ in model.calls[1:]]
+    assert model.calls[-1][1].equal(model.calls[-1][2])
+    token_promotion(model := noise_of(Scripted(), sigma), *nothing(1, 5), 1, steps=0,
+                    generator=seeded())
+    assert len(model.calls) == 1 and model.calls[0][1][0, 0] == times[0]
+
+
+@pytest.mark.parametrize("sigma", [0.5, 1, 2])
+def test_what_is_not_kept_is_nearly_a_mask_again_and_between_it_walks_the_bridge(sigma):
+    """From s to t x keeps (1-t)/(1-s) and gains sigma^2 (t-s)(1-t)/(1-s) of variance; n standard
+    normals have mean 0 +- 5/sqrt(n) and variance 1 +- 5 sqrt(2/n)."""
+    model, normal = noise_of(Scripted(), sigma), lambda noise: (
+        abs(noise.mean()) < 5 / math.sqrt(noise.numel())
+        and abs(noise.var() - 1) < 5 * math.sqrt(2 / noise.numel()))
     tokens, known = puzzle(*[[None, 1, None, None, None]] * 2000)
-    token_promotion(model, tokens, known, 2, threshold=1, **settings, generator=seeded())
-    assert len(model.calls) == 8
-    for (x, s, t), unknown in zip(model.calls[::4], (4, 3)):
-        assert not x[s == 0].any() and (t[s == 0] == 0.25).all()
-        assert ((s == 0).sum(1) == unknown).all()
-    (x, _, _), (after, _, _) = model.calls[1:3]
-    noise = (after - 2 / 3 * x - 1 / 3 * torch.tensor(FIXED))[~known] / (sigma / math.sqrt(6))
-    n = noise.numel()
-    assert abs(noise.mean()) < 5 / math.sqrt(n) and abs(noise.var() - 1) < 5 * math.sqrt(2 / n)
-    # sigma^2 t (1-t) at 1/4
-    spread = (x - torch.tensor(FIXED) / 4)[~known].var() / (sigma**2 * 3 / 16)
-    assert abs(spread - 1) < 5 * math.sqrt(2 / n)
+    token_promotion(model, tokens, known, 2, threshold=1, steps=2, generator=seeded())
+    assert len(model.calls) == 6
+    for (x, s, t), unknown in zip(model.calls[::3], (4, 3)):
+        start = s[s < 1].unique()
+        assert len(start) == 1 and ((s < 1).sum(1) == unknown).all()
+        assert normal(x[s < 1] / (sigma * (start * (1 - start)).sqrt()))
+    for (x, s, t), (after, _, _) in zip(model.calls[:2], model.calls[1:3]):
+        s, t = float(s[0, 0]), float(t[0, 0])
+        keep, spread = (1 - t) / (1 - s), sigma * math.sqrt((t - s) * (1 - t) / (1 - s))
+        noise = (after - keep * x - (1 - keep) * torch.tensor(FIXED))[~known] / spread
+        assert normal(noise)
 
 
 def test_to_keep_the_surest_drawn_token_prefers_likely_sequences():
-    """One step a loop, so all passes are at t = 0, where the posterior is an MDM's; one token a
-    loop. Unlike p_max, the probability of what was drawn depends on the draw, so this is no chain
-    rule. THREE has 001, 121, 220 at 0.2, 0.5, 0.3:
+    """No steps, so all passes are at nearly [MASK], where the posterior is an MDM's; one token a
+    loop, at temperature 1. Unlike p_max, the probability of what was drawn depends on the draw, so
+    this is no chain rule. THREE has 001, 121, 220 at 0.2, 0.5, 0.3:
     0.8          the 2 of place 2 is drawn, and surest. 121 : 220 = 5 : 3, and 121 wins unless both
                  places draw the 3/8
     0.2 * 0.7    else the 1 of place 3. 001 : 121 = 2 : 5, and 121 wins unless both draw the 2/7
@@ -763,7 +828,10 @@ def test_to_keep_the_surest_drawn_token_prefers_likely_sequences():
     law = [0.14 * (2 / 7) ** 2, 0.8 * (1 - (3 / 8) ** 2) + 0.14 * (1 - (2 / 7) ** 2) + 0.03,
            0.8 * (3 / 8) ** 2 + 0.03]
     bridge = ExactBridge(THREE.sequences, THREE.weights)
-    drawn = token_promotion(bridge, *nothing(4000, 3), 3, threshold=1, steps=1, generator=seeded())
+    mask = lambda x, s, t: bridge(x * (s == 1)[..., None], torch.where(s == 1, s, 0.0), t)
+    mask.vocab_size, mask.sigma = 3, 1.0
+    drawn = token_promotion(mask, *nothing(4000, 3), 3, threshold=1, steps=0, temperature=1,
+                            generator=seeded())
     assert sum(law) == pytest.approx(1) and law[1] > 0.84
     assert follows(drawn, Exact(THREE.sequences, law))
 
@@ -847,22 +915,22 @@ def test_two_ancestral_steps_fail_a_quarter_of_the_time_on_two_modes():
 # ---- the table of samplers
 
 # 9 passes for 16 tokens: blocks of ceil(16/9) = 2, so 8 of them; 5 passes: blocks of 4, so 4 of
-# them. Promotion takes four passes a loop, so 9 are two loops, 5 are one, and fewer than 4 are one
-# loop of so many.
+# them. Promotion makes one loop of all passes, where they are fewer than 257.
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("nfe, whole", [(1, 1), (2, 2), (3, 3), (4, 4), (5, 4), (9, 8), (16, 16)])
 def test_a_sampler_of_the_table_makes_the_passes_it_is_allowed(name, nfe, whole):
     model = Scripted([[0.6, 0.4]] * 16)
     SAMPLERS[name].run(model, *nothing(20, 16), nfe, generator=seeded())
-    assert len(model.calls) == (whole if name == "promotion" or name == "block" and nfe != 3
-                                else nfe)
+    assert len(model.calls) == (whole if name == "block" and nfe != 3 else nfe)
 
 
-def test_promotion_of_few_tokens_makes_a_loop_a_token_however_many_passes_it_is_allowed():
-    """3 tokens, none ever sure: three loops of four passes, though 100 are allowed."""
-    model = Scripted([[0.6, 0.4]] * 3)
-    SAMPLERS["promotion"].run(model, *nothing(20, 3), 100, generator=seeded())
-    assert len(model.calls) == 12
+@pytest.mark.parametrize("nfe, passes", [(256, 256), (257, 257), (513, 257), (514, 514),
+                                         (99999, 771)])
+def test_promotion_makes_whole_loops_of_257_passes_and_no_more_than_one_a_token(nfe, passes):
+    """3 tokens of which none is ever sure: p = 1/2. At most three loops, whatever is allowed."""
+    model = Scripted([[0.5, 0.5]] * 3)
+    SAMPLERS["promotion"].run(model, *nothing(2, 3), nfe, generator=seeded())
+    assert len(model.calls) == passes
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -895,7 +963,7 @@ def test_the_names_of_the_table_stand_for_what_they_say():
     assert seen == {"posterior": ([1], True, False), "posterior-reopened": ([1], True, False),
                     "a-priori": ([0], True, False), "a-priori-sampled": ([0], True, True),
                     "flow-map-tau": ([pytest.approx(0.488196, abs=1e-6)], True, False),
-                    "promotion": ([0.5], False, True),
+                    "promotion": ([pytest.approx(0.94)], True, True),
                     "flow-map": ([0.5], True, False), "block": ([1], True, False),
                     "confidence": ([0], False, False),
                     "confidence-sampled": ([0], False, True), "ancestral": ([0], False, True)}

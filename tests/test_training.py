@@ -170,7 +170,10 @@ def test_the_training_loss_is_the_objectives_own_for_the_same_draws(objective, o
                     fmlm.flow_map_loss(model, batch, randn()))
         context = nothing
     else:
-        context, rate = fmlm.sample_context(nothing, draws, cosine=objective == "mlfm")
+        if objective == "mlfm":
+            context = fmlm.sample_bridge_context(nothing, draws)
+        else:
+            context, rate = fmlm.sample_context(nothing, draws)
         if objective == "mdm" and options:  # nats a token, and every sequence counts alike
             expected, context = fmlm.mdm_loss(model, x1, context, rate, "elbo") / 16, nothing
         elif objective == "mdm":
@@ -180,8 +183,8 @@ def test_the_training_loss_is_the_objectives_own_for_the_same_draws(objective, o
             batch = Batch(x1, None, context, t, t, [Target("data", 8)])
             expected = fmlm.flow_map_loss(model, batch, randn())
         elif objective == "mlfm":
-            t = fmlm.sample_bridge_times(8, draws)
-            expected = fmlm.mlfm_loss(model, x1, context, t, randn())
+            t = fmlm.sample_bridge_times(8, draws, 0.5)
+            expected = fmlm.mlfm_loss(model, x1, context, t, randn(), 0.5)
         else:  # half of the batch on the diagonal, 1/32 of the rest at (0, 1): semigroup alone
             s, t = fmlm.sample_times(8, 4, draws, 0 if lagrangian else 1 / 32)
             of = [Target("data", 4), Target("own", 4, partial(
