@@ -393,6 +393,103 @@ def test_copied_runs_by_hand():
     assert copied(training, training, 3) == 1 and copied(drawn, training, 9) == 0
 
 
+class Frequencies:
+    """An autoregressive model for which all tokens are drawn from one law."""
+
+    vocab_size = 3
+
+    def __init__(self, *p):
+        self.p = torch.tensor(p)
+
+    def __call__(self, x, s, t):
+        return self.p.log().expand(x.shape)
+
+
+def test_perplexity_by_hand():
+    """Of p = 1/2, 1/4, 1/4: the five tokens cost log 2 + 4 log 4 = 9 log 2 and the sixth log 2."""
+    tokens = torch.tensor([[0, 1, 2], [2, 2, 0]])
+    assert evaluate.perplexity(Frequencies(0.5, 0.25, 0.25), tokens) == pytest.approx(2 ** (10 / 6))
+    assert evaluate.perplexity(Frequencies(1 / 3, 1 / 3, 1 / 3), tokens) == pytest.approx(3)
+
+
+def test_of_several_judges_the_best_on_held_out_text_judges(monkeypatch):
+    """Held out are two of three 0s, in training all are: the sharper law fits training better, 1.25
+    for 1.5, and held-out text worse."""
+    judges = {"short": Frequencies(2 / 3, 1 / 6, 1 / 6), "long": Frequencies(0.8, 0.1, 0.1)}
+    monkeypatch.setattr(evaluate, "load_checkpoint",
+                        lambda path, device: (judges[path], dict(step=len(path))))
+    held_out_text, training = torch.tensor([[0, 1, 0]]), torch.tensor([[0, 0, 0]])
+    for names in (["short", "long"], ["long", "short"]):
+        model, said = evaluate.choose_judge(names, held_out_text, training)
+        assert model is judges["short"]
+        assert said == {"judge": {"checkpoint": "short", "steps": 5, "training": 1.5,
+                                  "held_out": round((3 / 2) ** (2 / 3) * 6 ** (1 / 3), 2)}}
+    assert evaluate.choose_judge([], held_out_text, training) == (None, {})
+
+
+def test_words_are_all_tokens_but_end_and_padding_and_the_end_is_what_padding_follows():
+    task = load_task("text", dict(tokens="words", vocab=[*SPECIAL, "a", "b"], length=5))
+    tokens = torch.tensor([[3, 1, 4, 1, 2], [3, 4, 1, 2, 2], [3, 3, 3, 3, 1]])
+    said = evaluate.fluency(task, tokens, None)
+    assert said == {"words": 2.67, "entropy": round(float(unigram_entropy(tokens).mean()), 3)}
+    assert evaluate.ending(task, tokens).tolist() == [
+        [False, False, False, True, True], [False, False, True, True, True], [False] * 5]
+
+
+@pytest.fixture(scope="module")
+def judges(trained, tmp_path_factory):
+    """AR checkpoints of two steps, of the two files; and one of a larger vocabulary."""
+    folder, paths = tmp_path_factory.mktemp("judges"), {}
+    for name, more in (("text", []), ("pairs", []), ("other", ["--length", "9"])):
+        paths[name] = str(folder / f"{name}.pt")
+        file = read_checkpoint(trained["text" if name == "other" else name])["options"]["data"]
+        assert train.main(["text", "--data", file, "--length", "10", "--steps", "2", *TINY, *more,
+                           "--objective", "ar", "--out", paths[name]]) == 0
+    return paths
+
+
+def test_an_ar_model_judges_what_another_model_of_the_same_text_draws(trained, judges, capsys):
+    arguments = [trained["pairs"], "--nfe", "2", "--sampler", "posterior", "-n", "6", "--device",
+                 "cpu", "--lengths", "--judge", judges["pairs"]]
+    assert evaluate.main([*arguments, "--json"]) == 0
+    document, = json.loads(capsys.readouterr().out)
+    vocab = len(read_checkpoint(trained["pairs"])["state"]["vocab"])
+    assert document["judge"]["checkpoint"] == judges["pairs"] and document["judge"]["steps"] == 2
+    row, given, held = (document["unconditional"][0], document["lengths"][0], document["data"])
+    for part in (row, given, held):
+        assert 1 < part["perplexity"] < 3 * vocab and 0 <= part["words"] <= 10
+    assert held["perplexity"] == document["judge"]["held_out"]
+    assert given["words"] <= held["words"] < 10  # what is drawn may end before the given end
+    assert evaluate.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "judged by" in said and "end and padding are given" in said and "perplexity" in said
+
+
+def test_the_perplexity_of_held_out_text_is_the_exact_likelihood_of_its_judge(judges, capsys):
+    arguments = [judges["text"], "-n", "2000", "--device", "cpu", "--judge", judges["text"]]
+    assert evaluate.main([*arguments, "--sampler", "ar", "--json"]) == 0
+    document, = json.loads(capsys.readouterr().out)
+    bits = math.log2(document["judge"]["held_out"])
+    assert document["likelihood"]["kind"] == "exact"
+    assert document["likelihood"]["bits_a_token"] == pytest.approx(bits, abs=0.02)
+
+
+@pytest.mark.parametrize("name, arguments, words", [
+    ("text", ["--judge", "{pairs}"], "cannot judge"),
+    ("text", ["--judge", "{text}", "{other}"], "cannot judge"),
+    ("text", ["--judge", "{fmlm}"], "cannot judge"),
+    ("text", ["--judge", "none.pt"], "there is no checkpoint none.pt"),
+    ("text", ["--lengths"], "running text fills them"),
+    ("judge", ["--lengths"], "goes on from a prefix")])
+def test_what_cannot_be_judged_is_one_sentence(trained, judges, name, arguments, words, capsys):
+    path = judges["text"] if name == "judge" else trained[name]
+    names = dict(judges, fmlm=trained["text"])
+    arguments = [argument.format(**names) for argument in arguments]
+    assert evaluate.main([path, *arguments, "-n", "5", "--device", "cpu"]) == 2
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1
+
+
 def test_an_answer_counts_by_what_stands_behind_the_mark():
     state = dict(tokens="words", vocab=[*SPECIAL, "####", "1", "2", "so"], length=6)
     task = load_task("text", state)
@@ -402,6 +499,10 @@ def test_an_answer_counts_by_what_stands_behind_the_mark():
     drawn = rows("so #### 1 2 <end> 2", "so so #### 1 <end> 2", "so so so so so so",
                  "so so #### #### 1 2")
     assert evaluate.asked_text(task, drawn, truth, torch.tensor([1] * 4))["percent"] == 50
+    task = load_task("text", state | dict(vocab=[*SPECIAL, "####", "1", "2", ","]))
+    truth = rows("#### 1 , 2 <end> <pad>", "#### 1 <unk> <end> <pad> <pad>")
+    drawn = rows("#### 1 2 <end> 1 1", "#### 1 <unk> <end> <pad> <pad>")
+    assert evaluate.asked_text(task, drawn, truth, torch.tensor([0, 0]))["percent"] == 50
     task = load_task("text", state | dict(vocab=[*SPECIAL, "1", "2", "so"]))
     truth, drawn = rows("so 1 2 <end> 1 1"), rows("so 1 2 <end> 2 2")
     assert evaluate.asked_text(task, drawn, truth, torch.tensor([1]))["percent"] == 100

@@ -152,7 +152,8 @@ class Stories(Task):
 
     def __init__(self, name: str) -> None:
         self.name, self.language, self.settings = name, LANGUAGES[name], SETTINGS[name]
-        self.vocab_size = len(self.language.words)
+        self.words, self.ids = self.language.words, self.language.ids
+        self.vocab_size = len(self.words)
         self.coords = torch.arange(self.language.length)[:, None]
 
     def load(self, options, device: torch.device) -> Draw:
