@@ -320,6 +320,15 @@ def blocks_of_one_pass(model: Model, tokens: Tensor, known: Tensor, nfe: int, **
     return block_diffusion(model, tokens, known, length, 1, **options)
 
 
+def drafts_of(flow_steps: int, model: Model, tokens: Tensor, known: Tensor, nfe: int,
+              **options) -> Tensor:
+    """Posterior Refinement in as many whole rounds of so many flow steps as fit into nfe, a pass a
+    step; below one round, one round of nfe steps, which is the flow map."""
+    rounds = min(max(1, nfe // flow_steps), tokens.shape[-1])
+    return posterior_refinement(model, tokens, known, rounds, flow_steps=min(nfe, flow_steps),
+                                **options)
+
+
 def loops_of_promotion(model: Model, tokens: Tensor, known: Tensor, nfe: int,
                        **options) -> Tensor:
     """As many whole loops of token promotion, 256 steps and a read-out, as fit into nfe; where none
@@ -360,6 +369,8 @@ class Sampler(NamedTuple):
 SAMPLERS = {  # the first that suits an objective is its default
     "posterior": Sampler(posterior_refinement, ("fmlm+",)),
     "posterior-reopened": Sampler(partial(posterior_refinement, reopen=True), ("fmlm+",)),
+    "posterior-4": Sampler(partial(drafts_of, 4), ("fmlm+",)),
+    "posterior-8": Sampler(partial(drafts_of, 8), ("fmlm+",)),
     "a-priori": Sampler(a_priori_confidence, ("fmlm+", "flm+")),
     "a-priori-sampled": Sampler(partial(a_priori_confidence, draw="sample"), ("fmlm+", "flm+")),
     "flow-map-tau": Sampler(partial(flow_map_sampler, tau=True), ("flm", "fmlm")),

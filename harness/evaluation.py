@@ -23,7 +23,7 @@ def parser(name: str, what: str, samplers: Sequence[str], aside: Sequence[str], 
     add("--nfe", type=commands.NFE, nargs="+",
         help=f"network passes for each sequence; default: {budgets}")
     add("--sampler", nargs="+", metavar="NAME",
-        help=f"default: all that suit but {' and '.join(aside)}, of {', '.join(samplers)}")
+        help=f"default: all that suit, but not {', '.join(aside)}; of {', '.join(samplers)}")
     add("--threshold", type=commands.number(0, math.inf, open=False), metavar="P",
         help="of Posterior Refinement (published: 0.999; default: 1 - 0.05 / nfe)")
     add("-n", type=commands.COUNT, default=n, help=f"sequences of each kind (default {n})")

@@ -6,6 +6,8 @@ import importlib.util
 import json
 import math
 import random
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from sample import Pass
 from text import corpus, evaluate
 from text.corpus import copied, documents, load, unigram_entropy
 from text.task import check_memory
+from text.pairs import ALPHABET, BYTES, read_merges
 from text.tokens import END, PAD, SPECIAL, UNKNOWN, clean, held_out, join, split, split_given
 
 CPU = torch.device("cpu")
@@ -170,7 +173,8 @@ def test_a_file_that_is_no_text_is_refused_in_a_sentence(write, tmp_path, data, 
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["--tokens", "bytes"], "--tokens is words or chars, not 'bytes'"),
+    (["--tokens", "bytes"], "--tokens is words, chars or the merges.txt of a GPT-2 vocabulary, "
+     "and 'bytes'"),
     (["--vocab", "3"], "at least --vocab 4"),
     (["--vocab", "9999999"], "--vocab"),
     (["--length", "1"], "--length 2"),
@@ -186,6 +190,113 @@ def test_a_batch_that_no_memory_holds_is_refused_with_its_size():
     with pytest.raises(ValueError, match=r"is 4,294,967,296,000,000 numbers, .*GiB"):
         check_memory(10**6, 1024, 4194304, CPU)
     check_memory(128, 32, 1024, CPU)
+
+
+# ---- byte pairs
+
+MERGES = ["Ġ t", "h e", "Ġt he", "a t", "Ġ c", "Ġc at", "c at"]
+
+
+@pytest.fixture
+def merges(write):
+    return write("#version: 0.2\n" + "\n".join(MERGES) + "\n", "merges.txt")
+
+
+def test_the_letters_of_the_bytes_are_gpt2s_and_each_byte_has_one():
+    """A space is Ġ (U+0120), a line feed Ċ, and what is printable itself."""
+    assert len(BYTES) == 256 and {*BYTES.values()} == {*range(256)}
+    assert (BYTES["Ġ"], BYTES["Ċ"], BYTES["a"], BYTES["é"], BYTES["Ń"]) == (32, 10, 97, 0xE9, 0xAD)
+
+
+def test_a_vocabulary_is_the_special_tokens_the_bytes_and_the_pairs_of_the_file(merges):
+    pairs = read_merges(merges)
+    assert pairs.words[:3] == [*SPECIAL] and len(pairs.words) == 3 + 256 + 7
+    assert pairs.words[-7:] == ["Ġt", "he", "Ġthe", "at", "Ġc", "Ġcat", "cat"]
+    assert pairs.merges == MERGES
+
+
+def test_byte_pairs_are_written_as_text_whatever_they_are(merges):
+    pairs = read_merges(merges)
+    assert pairs.join(["cat", "Ġthe", END, "Ġ", "a"]) == f"cat the{END} a"
+    assert pairs.join([ALPHABET[byte] for byte in "né☃".encode()]) == "né☃"
+    assert pairs.join(["a", ALPHABET[0xFF], ALPHABET[0x1B], "["]) == "a\ufffd ["
+
+
+def test_text_is_cut_into_byte_pairs_and_comes_back(merges):
+    pytest.importorskip("tokenizers")
+    pairs, random_ = read_merges(merges), random.Random(3)
+    assert split(pairs, "the cat  cat") == ["t", "he", "Ġcat", "Ġcat"]
+    assert split_given(pairs, "the cat _ <end> the") == [
+        "t", "he", "Ġcat", "_", END, "Ġthe"]
+    for _ in range(500):
+        text = any_text(random_)
+        tokens = split(pairs, text)
+        assert join(pairs, tokens) == clean(text) and {*tokens} <= {*pairs.words}
+
+
+def test_documents_and_questions_are_read_in_byte_pairs(write, merges):
+    pytest.importorskip("tokenizers")
+    pairs = read_merges(merges)
+    found = load(write("the cat\nthe\n<|endoftext|>\ncat\n" * 20), pairs, 6, vocab=pairs.words)
+    assert words_of(found, 0) == ["t", "he", "Ġcat", "Ġthe", END, "cat"] and found.unknown == 0
+    lines = json.dumps(dict(question="the cat ?", answer="cat\ncat"))
+    found = load(write(lines, "a.jsonl"), pairs, 10, vocab=pairs.words)
+    assert words_of(found, 0) == ["t", "he", "Ġcat", "Ġ", "?", "Ġcat", "Ġcat", END, PAD, PAD]
+    assert found.prompts.tolist() == [5]
+
+
+def test_a_run_in_byte_pairs_keeps_them_and_takes_a_gap_in_a_prompt(write, merges, tmp_path,
+                                                                    capsys):
+    pytest.importorskip("tokenizers")
+    path = str(tmp_path / "pairs.pt")
+    data = write(" ".join(random.Random(1).choices(["the", "cat", "."], k=2000)))
+    assert train.main(["text", "--data", data, "--tokens", merges, "--length", "8", "--steps", "2",
+                       *TINY, "--out", path]) == 0
+    state = read_checkpoint(path)["state"]
+    assert state == dict(tokens="gpt2", vocab=MERGES, length=8)
+    task = load_task("text", state)
+    assert task.parse("the _ cat") == [task.ids[word] for word in ("t", "he")] + [
+        -1, task.ids["Ġcat"]] + [-1] * 4
+    Path(merges).unlink()
+    assert train.main(["--resume", path, "--steps", "3", *TINY[-4:-3], "--device", "cpu",
+                       "--no-table"]) == 0
+    capsys.readouterr()
+    assert sample.main([path, "--given", "the cat", "--device", "cpu", "--nfe", "1"]) == 0
+    assert "the cat" in capsys.readouterr().out
+    assert evaluate.main([path, "-n", "5", "--nfe", "1", "--device", "cpu"]) == 0
+
+
+def test_without_the_package_of_byte_pairs_one_sentence_says_how_to_install_it(
+        write, merges, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    assert train.main(["text", "--data", write("the cat " * 99), "--tokens", merges, *TINY]) == 2
+    said = capsys.readouterr().err
+    assert "pip install tokenizers" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("text, words", [
+    ("a b\nab c d\n", "pair 2 joins what is no token: 'ab c d'"),
+    ("xy z\n", "pair 1 joins what is no token: 'xy z'"),
+    ("< e\n<e n\n<en d\n<end >\n", "pair 4 joins"),
+    ('{"model": {}}', "pair 1"), (b"\xff\xfe", "cannot be read as that")])
+def test_a_file_that_holds_no_byte_pairs_is_refused_in_a_sentence(write, text, words, capsys):
+    path = write(text, "merges.txt")
+    assert train.main(["text", "--data", write("a b c " * 99), "--tokens", path, *TINY]) == 2
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1
+
+
+def test_a_vocabulary_of_gpt2s_size_is_built_without_memory_and_its_batch_is_counted(merges):
+    """V = 3 + 256 + 50,000; a batch of 512 sequences of 1,024 tokens is 1,570 GiB."""
+    letters = sorted(BYTES)
+    pairs = [f"{a} {b}" for a in letters for b in letters][:50_000]
+    task = load_task("text", dict(tokens="gpt2", vocab=pairs, length=1024))
+    assert task.vocab_size == 50_259 <= LARGEST["vocab_size"]
+    with pytest.raises(ValueError, match="1570.6 GiB"):
+        check_memory(512, 1024, task.vocab_size, CPU)
+    with pytest.raises(ValueError, match="more than"):
+        letters = [f"{a} {b}" for a in letters for b in letters][:65_536]
+        load_task("text", dict(tokens="gpt2", vocab=letters, length=8))
 
 
 # ---- the Bible in Basic English
@@ -283,6 +394,9 @@ WRONG = {
     "too many": dict(vocab=[*SPECIAL, *map(chr, range(0x4E00, 0x4E00 + LARGEST["vocab_size"]))]),
     "other tokens": dict(tokens="bytes"), "tokens of another type": dict(tokens=["words"]),
     "words as characters": dict(tokens="chars", vocab=[*SPECIAL, "ab"]),
+    "byte pairs of words": dict(tokens="gpt2"),
+    "byte pairs that are no list": dict(tokens="gpt2", vocab="a b"),
+    "byte pairs that are no text": dict(tokens="gpt2", vocab=[3]),
     "length of nothing": dict(length=0), "too long": dict(length=10**9),
     "length is no number": dict(length=True), "something else": dict(more=1),
 }
@@ -393,6 +507,103 @@ def test_copied_runs_by_hand():
     assert copied(training, training, 3) == 1 and copied(drawn, training, 9) == 0
 
 
+class Frequencies:
+    """An autoregressive model for which all tokens are drawn from one law."""
+
+    vocab_size = 3
+
+    def __init__(self, *p):
+        self.p = torch.tensor(p)
+
+    def __call__(self, x, s, t):
+        return self.p.log().expand(x.shape)
+
+
+def test_perplexity_by_hand():
+    """Of p = 1/2, 1/4, 1/4: the five tokens cost log 2 + 4 log 4 = 9 log 2 and the sixth log 2."""
+    tokens = torch.tensor([[0, 1, 2], [2, 2, 0]])
+    assert evaluate.perplexity(Frequencies(0.5, 0.25, 0.25), tokens) == pytest.approx(2 ** (10 / 6))
+    assert evaluate.perplexity(Frequencies(1 / 3, 1 / 3, 1 / 3), tokens) == pytest.approx(3)
+
+
+def test_of_several_judges_the_best_on_held_out_text_judges(monkeypatch):
+    """Held out are two of three 0s, in training all are: the sharper law fits training better, 1.25
+    for 1.5, and held-out text worse."""
+    judges = {"short": Frequencies(2 / 3, 1 / 6, 1 / 6), "long": Frequencies(0.8, 0.1, 0.1)}
+    monkeypatch.setattr(evaluate, "load_checkpoint",
+                        lambda path, device: (judges[path], dict(step=len(path))))
+    held_out_text, training = torch.tensor([[0, 1, 0]]), torch.tensor([[0, 0, 0]])
+    for names in (["short", "long"], ["long", "short"]):
+        model, said = evaluate.choose_judge(names, held_out_text, training)
+        assert model is judges["short"]
+        assert said == {"judge": {"checkpoint": "short", "steps": 5, "training": 1.5,
+                                  "held_out": round((3 / 2) ** (2 / 3) * 6 ** (1 / 3), 2)}}
+    assert evaluate.choose_judge([], held_out_text, training) == (None, {})
+
+
+def test_words_are_all_tokens_but_end_and_padding_and_the_end_is_what_padding_follows():
+    task = load_task("text", dict(tokens="words", vocab=[*SPECIAL, "a", "b"], length=5))
+    tokens = torch.tensor([[3, 1, 4, 1, 2], [3, 4, 1, 2, 2], [3, 3, 3, 3, 1]])
+    said = evaluate.fluency(task, tokens, None)
+    assert said == {"words": 2.67, "entropy": round(float(unigram_entropy(tokens).mean()), 3)}
+    assert evaluate.ending(task, tokens).tolist() == [
+        [False, False, False, True, True], [False, False, True, True, True], [False] * 5]
+
+
+@pytest.fixture(scope="module")
+def judges(trained, tmp_path_factory):
+    """AR checkpoints of two steps, of the two files; and one of a larger vocabulary."""
+    folder, paths = tmp_path_factory.mktemp("judges"), {}
+    for name, more in (("text", []), ("pairs", []), ("other", ["--length", "9"])):
+        paths[name] = str(folder / f"{name}.pt")
+        file = read_checkpoint(trained["text" if name == "other" else name])["options"]["data"]
+        assert train.main(["text", "--data", file, "--length", "10", "--steps", "2", *TINY, *more,
+                           "--objective", "ar", "--out", paths[name]]) == 0
+    return paths
+
+
+def test_an_ar_model_judges_what_another_model_of_the_same_text_draws(trained, judges, capsys):
+    arguments = [trained["pairs"], "--nfe", "2", "--sampler", "posterior", "-n", "6", "--device",
+                 "cpu", "--lengths", "--judge", judges["pairs"]]
+    assert evaluate.main([*arguments, "--json"]) == 0
+    document, = json.loads(capsys.readouterr().out)
+    vocab = len(read_checkpoint(trained["pairs"])["state"]["vocab"])
+    assert document["judge"]["checkpoint"] == judges["pairs"] and document["judge"]["steps"] == 2
+    row, given, held = (document["unconditional"][0], document["lengths"][0], document["data"])
+    for part in (row, given, held):
+        assert 1 < part["perplexity"] < 3 * vocab and 0 <= part["words"] <= 10
+    assert held["perplexity"] == document["judge"]["held_out"]
+    assert given["words"] <= held["words"] < 10  # what is drawn may end before the given end
+    assert evaluate.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "judged by" in said and "end and padding are given" in said and "perplexity" in said
+
+
+def test_the_perplexity_of_held_out_text_is_the_exact_likelihood_of_its_judge(judges, capsys):
+    arguments = [judges["text"], "-n", "2000", "--device", "cpu", "--judge", judges["text"]]
+    assert evaluate.main([*arguments, "--sampler", "ar", "--json"]) == 0
+    document, = json.loads(capsys.readouterr().out)
+    bits = math.log2(document["judge"]["held_out"])
+    assert document["likelihood"]["kind"] == "exact"
+    assert document["likelihood"]["bits_a_token"] == pytest.approx(bits, abs=0.02)
+
+
+@pytest.mark.parametrize("name, arguments, words", [
+    ("text", ["--judge", "{pairs}"], "cannot judge"),
+    ("text", ["--judge", "{text}", "{other}"], "cannot judge"),
+    ("text", ["--judge", "{fmlm}"], "cannot judge"),
+    ("text", ["--judge", "none.pt"], "there is no checkpoint none.pt"),
+    ("text", ["--lengths"], "running text fills them"),
+    ("judge", ["--lengths"], "goes on from a prefix")])
+def test_what_cannot_be_judged_is_one_sentence(trained, judges, name, arguments, words, capsys):
+    path = judges["text"] if name == "judge" else trained[name]
+    names = dict(judges, fmlm=trained["text"])
+    arguments = [argument.format(**names) for argument in arguments]
+    assert evaluate.main([path, *arguments, "-n", "5", "--device", "cpu"]) == 2
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1
+
+
 def test_an_answer_counts_by_what_stands_behind_the_mark():
     state = dict(tokens="words", vocab=[*SPECIAL, "####", "1", "2", "so"], length=6)
     task = load_task("text", state)
@@ -402,6 +613,10 @@ def test_an_answer_counts_by_what_stands_behind_the_mark():
     drawn = rows("so #### 1 2 <end> 2", "so so #### 1 <end> 2", "so so so so so so",
                  "so so #### #### 1 2")
     assert evaluate.asked_text(task, drawn, truth, torch.tensor([1] * 4))["percent"] == 50
+    task = load_task("text", state | dict(vocab=[*SPECIAL, "####", "1", "2", ","]))
+    truth = rows("#### 1 , 2 <end> <pad>", "#### 1 <unk> <end> <pad> <pad>")
+    drawn = rows("#### 1 2 <end> 1 1", "#### 1 <unk> <end> <pad> <pad>")
+    assert evaluate.asked_text(task, drawn, truth, torch.tensor([0, 0]))["percent"] == 50
     task = load_task("text", state | dict(vocab=[*SPECIAL, "1", "2", "so"]))
     truth, drawn = rows("so 1 2 <end> 1 1"), rows("so 1 2 <end> 2 2")
     assert evaluate.asked_text(task, drawn, truth, torch.tensor([1]))["percent"] == 100

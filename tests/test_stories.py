@@ -423,10 +423,11 @@ def fresh(tmp_path_factory):
 
 def test_the_evaluation_prints_a_table_and_one_document(fresh, capsys):
     arguments = [fresh, "--nfe", "1", "2", "--sampler", "posterior", "-n", "20", "--device", "cpu",
-                 "--gaps"]
+                 "--gaps", "--lengths"]
     assert evaluate.main(arguments) == 0
     table = capsys.readouterr().out
-    for title in ("stories from nothing", "held-out questions", "whose events are missing"):
+    for title in ("stories from nothing", "stories of which end and padding are given",
+                  "held-out questions", "whose events are missing"):
         assert f"{title}, 20\n" in table
     assert evaluate.main([*arguments, "--json"]) == 0
     document, = json.loads(capsys.readouterr().out)
@@ -450,6 +451,7 @@ def test_what_is_compared_between_roads_are_shares_by_sampler_and_passes(fresh, 
 
 BAD = {
     "--data of a story": (evaluate.main, ["--data", "x"], "--data is for a text"),
+    "a judge that is none": (evaluate.main, ["--judge", "{fresh}"], "cannot judge"),
     "a sampler of another objective": (evaluate.main, ["--sampler", "ancestral"], "does not suit"),
     "an unknown word": (sample.main, ["--given", "tam has 7"], "near it are"),
     "too long a prompt": (sample.main, ["--given", "tom " * 41], "the prompt has 41 tokens"),
@@ -458,7 +460,7 @@ BAD = {
 
 @pytest.mark.parametrize("main, arguments, words", BAD.values(), ids=BAD)
 def test_what_cannot_be_done_is_one_sentence_and_status_2(fresh, main, arguments, words, capsys):
-    assert main([fresh, *arguments]) == 2
+    assert main([fresh, *(word.format(fresh=fresh) for word in arguments)]) == 2
     said = capsys.readouterr().err
     assert words in said and said.count("\n") == 1
 

@@ -1,5 +1,6 @@
 """A text that is refined before one's eyes: what each frame shows, and the file."""
 
+import json
 import sys
 
 import pytest
@@ -124,3 +125,76 @@ def test_the_text_in_motion_of_the_repository_is_at_most_1_mb():
     assert file.stat().st_size <= 1_000_000
     with image.open(file) as picture:
         assert picture.n_frames >= 6
+
+
+# ---- the curve
+
+
+def document(objective, *rows, **more):
+    keys = ("sampler", "nfe", "passes", "perplexity", "entropy")
+    return {"objective": objective, "judge": {"checkpoint": "ar.pt"},
+            "data": {"perplexity": 20.0, "entropy": 2.5},
+            "unconditional": [dict(zip(keys, row)) for row in rows], **more}
+
+
+DOCUMENTS = [document("fmlm+", ("posterior", 8, 6.5, 15, 2.0), ("posterior", 4, 4, 30, 2.45)),
+             document("mdm", ("ancestral", 8, 8, 40, 2.55))]
+
+
+@pytest.fixture
+def saved(tmp_path):
+    def write(documents):
+        path = tmp_path / "table.json"
+        path.write_text(documents if isinstance(documents, str) else json.dumps(documents))
+        return str(path)
+    return write
+
+
+def test_a_curve_is_a_line_a_sampler_over_the_passes_that_were_made(saved):
+    curves = plot.read_curves(saved(DOCUMENTS))
+    assert curves == ({"FMLM+, posterior": [(4, 30, 2.45), (6.5, 15, 2.0)],
+                       "MDM, ancestral": [(8, 40, 2.55)]}, 20, 2.5)
+
+
+def test_a_marker_is_full_where_the_entropy_is_within_a_tenth_of_the_texts(saved):
+    pytest.importorskip("matplotlib")
+    perplexity, entropy = plot.draw_curves(plot.read_curves(saved(DOCUMENTS))).axes
+    for axis, values in ((perplexity, (30, 15, 40)), (entropy, (2.45, 2.0, 2.55))):
+        empty = [line.get_xydata().tolist() for line in axis.lines
+                 if line.get_markerfacecolor() == "white" and len(line.get_xdata())]
+        assert empty == [[[6.5, values[1]]]]
+        assert [line.get_xydata().tolist() for line in axis.lines[::2]][:2] == [
+            [[4, values[0]], [6.5, values[1]]], [[8, values[2]]]]
+        assert {20, 2.5} & {float(line.get_ydata()[0]) for line in axis.lines[-1:]}
+    assert perplexity.get_yscale() == "log" and plot.MATCHED == 0.1
+
+
+def test_the_curve_is_a_file(saved, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    assert plot.main(["--curve", saved(DOCUMENTS), "--out", str(tmp_path / "curve.png")]) == 0
+    assert (tmp_path / "curve.png").stat().st_size > 10_000
+
+
+NO_CURVE = {
+    "no JSON": ("hello", "is not what text.evaluate prints"),
+    "without a judge": ([document("mdm", judge=None)], "is not what text.evaluate prints"),
+    "no row": ([document("mdm")], "no row to draw"),
+    "a perplexity below 1": ([document("mdm", ("a", 1, 1, 0.5, 2))], "cannot be"),
+    "no finite one": ([document("mdm", ("a", 1, 1, float("nan"), 2))], "cannot be"),
+    "two of a name": ([DOCUMENTS[1]] * 2, '"label"'),
+    "two judges": ([DOCUMENTS[0], DOCUMENTS[1] | {"judge": {"checkpoint": "b.pt"}}], "at once"),
+}
+
+
+@pytest.mark.parametrize("documents, words", NO_CURVE.values(), ids=NO_CURVE)
+def test_what_is_no_curve_is_one_sentence(documents, words, saved, tmp_path, capsys):
+    assert plot.main(["--curve", saved(documents), "--out", str(tmp_path / "a.png")]) == 2
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1
+
+
+def test_a_picture_is_of_a_curve_or_of_a_text(fresh, saved, tmp_path, capsys):
+    for arguments in ([fresh(), "--out", str(tmp_path / "a.png")],
+                      ["--curve", saved(DOCUMENTS), "--animate", str(tmp_path / "a.gif")]):
+        assert plot.main(arguments) == 2
+        assert "--out is the picture of a --curve" in capsys.readouterr().err

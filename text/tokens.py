@@ -2,7 +2,8 @@
 
 White space is one space, and so is what cannot be printed, and `_`, which stands for a missing
 token wherever text is read. Then a text is its tokens, token for token:
-    words   split(join(tokens)) = tokens;   chars   join(split(text)) = text
+    words   split(join(tokens)) = tokens;   chars, gpt2   join(split(text)) = text
+A kind of tokens is "words", "chars", or byte pairs, which are those of "gpt2" (text/pairs.py).
 """
 
 from __future__ import annotations
@@ -10,13 +11,17 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from text.pairs import BytePairs
+
 UNKNOWN, END, PAD = SPECIAL = ("<unk>", "<end>", "<pad>")  # ordinary tokens; no text holds them
 MISSING = "_"
-KINDS = ("words", "chars")
+KINDS = ("words", "chars", "gpt2")
 HELD_OUT_ONE_IN = 10
 # A letter string, with what apostrophes and hyphens hold together; one digit; one mark, repeated.
 WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\d|([^\w\s])\1*|\w")
@@ -25,17 +30,23 @@ GIVEN = re.compile("|".join((*SPECIAL, MISSING)))
 
 def clean(text: str) -> str:
     """The text with single spaces, none at its ends, and nothing that cannot be printed."""
+    return " ".join(printable(text).split())
+
+
+def printable(text: str) -> str:
     odd = {ord(c): " " for c in set(text) if not c.isprintable() or c == MISSING}
-    return " ".join(text.translate(odd).split())
+    return text.translate(odd)
 
 
-def split(kind: str, text: str) -> list[str]:
+def split(kind: str | BytePairs, text: str) -> list[str]:
     """The tokens of a text, of any Unicode."""
+    if not isinstance(kind, str):
+        return kind.split(text)
     text = clean(text)
     return list(text) if kind == "chars" else [word[0] for word in WORD.finditer(text)]
 
 
-def split_given(kind: str, text: str) -> list[str]:
+def split_given(kind: str | BytePairs, text: str) -> list[str]:
     """The same for a prompt, where special tokens and `_` stand for themselves."""
     tokens, end = [], 0
     for found in GIVEN.finditer(text := " ".join(text.split())):
@@ -44,13 +55,18 @@ def split_given(kind: str, text: str) -> list[str]:
     return tokens + _between(kind, text[end:])
 
 
-def _between(kind: str, text: str) -> list[str]:
-    """The tokens of a part of a prompt: among characters a space at its ends counts."""
+def _between(kind: str | BytePairs, text: str) -> list[str]:
+    """The tokens of a part of a prompt: among characters a space at its ends counts, and a byte
+    pair holds the space before it."""
+    if not isinstance(kind, str):
+        return kind.split(text, after=text.startswith(" "))
     return [c if c.isprintable() else " " for c in text] if kind == "chars" else split(kind, text)
 
 
-def join(kind: str, tokens: Sequence[str]) -> str:
+def join(kind: str | BytePairs, tokens: Sequence[str]) -> str:
     """One line of text: characters as they are, words with a space between, but digits in a row."""
+    if not isinstance(kind, str):
+        return kind.join(tokens)
     if kind == "chars":
         return "".join(tokens)
     text, before = "", ""
@@ -74,7 +90,7 @@ def look_up(tokens: Sequence[str], vocabulary: dict[str, int], length: int,
             raise ValueError(f"{name} does not know {token[:40]!r}: " + (
                              f"near it are {', '.join(near)}" if near else
                              "write _ for what is missing"))
-    ids = [vocabulary.get(token, -1) for token in tokens]
+    ids = [-1 if token == MISSING else vocabulary[token] for token in tokens]
     return ids + [-1] * (length - len(ids))
 
 
