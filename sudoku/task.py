@@ -35,7 +35,7 @@ def suits(texts: Sequence[str]) -> str | None:
 
 
 class Sudoku(Task):
-    nouns, puzzle = "boards", "puzzle"
+    nouns, puzzle, attempts = "boards", "puzzle", 64
     without_context = {"puzzles": 0}
     legend = "5 known   [5] committed now   back to noise: 5' p >= 0.9   5~ p >= 0.5   5? less"
 

@@ -277,11 +277,11 @@ def test_a_trace_shows_every_pass_readable_without_color(files, capsys):
 def test_a_trace_ends_with_the_first_board_while_others_of_its_batch_go_on(files, capsys, tmp_path):
     (tmp_path / "puzzles").write_text("12343412214343.." + "\n" + "." * 16 + "\n")
     assert sample.main([files["fmlm+"], "--puzzles", str(tmp_path / "puzzles"), "--nfe", "4",
-                        "--trace"]) == 0
+                        "--trace", "--attempts", "1"]) == 0
     said = capsys.readouterr().out
     passes = re.findall(r"pass (\d): (\d+) committed, (\d+) back to noise", said)
     assert passes == [("1", "1", "1"), ("2", "1", "0")]
-    assert "4 network passes" in said
+    assert "5 network passes" in said  # the judge's is one
 
 
 def test_color_is_for_terminals_without_no_color_and_changes_no_character(
