@@ -301,11 +301,13 @@ def judge(model: Model, tokens: Tensor, known: Tensor, s: float = 0.6,
 
         score = sum over generated tokens of log D_s(x_s)[token],   x_s = (1-s) noise + s draft
 
-    in one pass, known tokens clean. A wrong draft is no sequence of the data, so D_s, which asks
-    which sequence this is, contradicts some of its tokens. s is large enough for most sequences
-    to be ruled out, and small enough for no token to be read off x_s alone, which is all that a
-    network learns to do near 1. tokens: (B, L) int64; known: (B, L) bool. Returns (B,), 0 at most;
-    0 where nothing was generated. Raises ValueError for an s outside (0, 1).
+    in one pass, known tokens clean. A wrong draft is none of the sequences of the data, so each of
+    them disagrees with it in some token: the disagreements that D_s expects sum to 1 at least, and
+    log(1 - q) <= -q, so an exact model scores it -1 or less at **every** s. A right one rises to 0
+    as s rises and all other sequences are ruled out. A network near 1 reads each token off x_s
+    alone, which is all that data asks of it there, so s is below that. tokens: (B, L) int64;
+    known: (B, L) bool. Returns (B,); 0 where nothing was generated. Raises ValueError for an s
+    outside (0, 1).
     """
     check_tokens(model, tokens, torch.ones_like(known))
     if not 0 < s < 1:
@@ -382,9 +384,9 @@ class Answer(NamedTuple):
 
 def attempts(sampler: Sampler, model: Model, given: Tensor, nfe: int, most: int, judge: Judge,
              generator: Generator | None = None) -> Answer:
-    """Complete `given` (n, L), -1 where unknown; judge; what is not believed is completed anew, from
-    fresh noise, at most `most` times (ours). The surest attempt is kept, a failed one otherwise
-    forgotten.
+    """Complete `given` (n, L), -1 where unknown; judge; what is not believed is completed anew,
+    from fresh noise, at most `most` times (ours). The surest attempt is kept, a failed one
+    otherwise forgotten.
 
     The first attempt is `Sampler.complete` bit for bit, for judging comes after it. Later ones take
     what is left, so a sequence that is believed costs nothing more. The judge's passes count.

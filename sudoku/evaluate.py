@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +36,8 @@ BUDGETS = {4: [1, 2, 4, 8, 16], 6: [1, 3, 9, 27], 9: [1, 3, 9, 27, 81]}  # defau
 
 def complete(model: fmlm.Denoiser, sampler: Sampler, given: Tensor, nfe: int, generator: Generator,
              tries: tuple[int, Judge] | None) -> tuple[Tensor, Tensor, dict]:
-    """Complete `given` (n, L), in at most so many attempts, so judged, if there are `tries`. Returns
-    sequences (n, L), which are believed, (n,) bool, and the passes they took."""
+    """Complete `given` (n, L), in at most so many attempts, so judged, if there are `tries`.
+    Returns sequences (n, L), which are believed, (n,) bool, and the passes they took."""
     if not tries:
         boards, passes = sampler.measured(model, given, nfe, generator)
         return boards, torch.ones_like(given[:, 0], dtype=torch.bool), {"passes": passes}
@@ -66,14 +67,25 @@ def unconditional(shape: sudoku.Shape, model: fmlm.Denoiser, sampler: Sampler, n
     return row
 
 
+@cache
+def difficulty(shape: sudoku.Shape, clues: int | str, n: int) -> Tensor:
+    """How many guesses each of these held-out puzzles wants, 2 for more: (n,)."""
+    given, _ = sudoku.load_puzzles(shape, clues, n)
+    return torch.tensor([min(2, sudoku.guesses(shape, puzzle)) for puzzle in given.tolist()])
+
+
 def puzzles(shape: sudoku.Shape, model: fmlm.Denoiser, sampler: Sampler, nfe: int, n: int,
             clues: int | str, generator: Generator,
             tries: tuple[int, Judge] | None = None) -> dict:
-    """Solve n held-out puzzles that have one solution: the share for which it was found."""
+    """Solve n held-out puzzles that have one solution: the share for which it was found, and of
+    those that singles alone solve, that want one guess, and more (`sudoku.guesses`), how many."""
     given, solutions = (part.to(generator.device) for part in sudoku.load_puzzles(shape, clues, n))
     boards, believed, passes = complete(model, sampler, given, nfe, generator, tries)
     solved = (boards == solutions).all(1)
     row = {"nfe": nfe, "n": n, "clues": clues, **share(solved), **passes}
+    hard = difficulty(shape, clues, n)
+    row["by_guesses"] = [f"{int(solved.cpu()[hard == k].sum())} of {int((hard == k).sum())}"
+                         for k in range(3)]
     return row | ({"believed_and_wrong": int((believed & ~solved).sum())} if tries else {})
 
 
@@ -147,7 +159,8 @@ def evaluate(path: str, options: argparse.Namespace) -> dict:
                 "seed": options.seed, "bf16": options.bf16, "check_rules": options.check_rules,
                 "threshold": "inf" if threshold == math.inf else threshold}  # JSON has no infinity
     document["unconditional"] = [
-        {"sampler": name, **unconditional(shape, model, sampler, nfe, options.n, draws(), tries=tries)}
+        {"sampler": name,
+         **unconditional(shape, model, sampler, nfe, options.n, draws(), tries=tries)}
         for name, sampler in samplers
         for nfe in options.nfe or usual(objective, shape.cells, BUDGETS[shape.size])]
     if objective in WITHOUT_CONTEXT:
@@ -200,6 +213,9 @@ def report(document: dict) -> str:
             if "attempts" in mine[0]:
                 cells |= {"  most passes": "{most_passes}", "  believed, %": "{believed:.1f}",
                           "  and wrong": "{believed_and_wrong}"}
+            if "by_guesses" in mine[0]:
+                cells |= {f"  {label}": f"{{by_guesses[{k}]}}"
+                          for k, label in enumerate(("singles only", "one guess", "more"))}
             if "distinct" in mine[0]:
                 cells["  distinct"] = "{distinct}"
             if "tv" in mine[0]:
@@ -227,7 +243,7 @@ def report(document: dict) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = evaluation.parser("sudoku.evaluate", "Sudoku", SAMPLERS, ASIDE, "by size", n=1000)
     parser.add_argument("--clues", type=commands.clue_count, nargs="+",
-                        help='also solve puzzles with so many clues, or "minimal"')
+                        help="also solve puzzles with so many clues, or minimal, symmetric or few")
     parser.add_argument("--attempts", type=commands.whole(1, 10**5), metavar="K",
                         help="draw anew what the model does not believe, K times at most")
     parser.add_argument("--check-rules", action="store_true",

@@ -89,7 +89,7 @@ def test_another_shape_or_dtype_is_refused(call, boards):
 def test_no_boards_are_no_error(shape):
     none = random_boards(shape, 0, seed=0)
     assert (none.shape == augment(shape, none).shape
-            == make_puzzles(shape, none, None, 0).shape == (0, shape.cells))
+            == make_puzzles(shape, none, "minimal", 0).shape == (0, shape.cells))
     assert all(law(shape, none).shape == (0,) for law in (valid, orbit, held_out))
 
 
@@ -183,7 +183,7 @@ def test_puzzles_have_the_clues_asked_for_and_their_board_as_only_solution(shape
 @every_shape
 def test_a_minimal_puzzle_without_any_one_of_its_clues_has_two_solutions(shape):
     boards = random_boards(shape, 3, seed=4)
-    puzzles = make_puzzles(shape, boards, None, seed=0).tolist()
+    puzzles = make_puzzles(shape, boards, "minimal", seed=0).tolist()
     puzzles.append(minimal_puzzle(shape, boards[0].tolist(), random.Random(5)))
     for puzzle in puzzles:
         assert count_solutions(shape, puzzle) == 1
@@ -424,7 +424,7 @@ def test_pretty_sets_the_boxes_apart():
 @every_shape
 def test_to_string_and_parse_undo_each_other(shape):
     board = random_boards(shape, 1, seed=0)[0]
-    puzzle = make_puzzles(shape, board[None], None, seed=0)[0]
+    puzzle = make_puzzles(shape, board[None], "minimal", seed=0)[0]
     assert parse(shape, to_string(shape, board)) == board.tolist()
     assert parse(shape, to_string(shape, puzzle)) == puzzle.tolist()
     assert shape_of([pretty(shape, puzzle)]) == shape
