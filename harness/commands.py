@@ -94,8 +94,8 @@ def processes() -> tuple[int, int]:
 
 
 def clue_count(text: str) -> int | str:
-    """The type of --clues: a number, or "minimal"."""
-    return text if text == "minimal" else whole(0, 10**4)(text)
+    """The type of --clues: a number, or a kind of puzzle."""
+    return text if text in ("minimal", "symmetric", "few") else whole(0, 10**4)(text)
 
 
 def figure_file(text: str) -> str:

@@ -34,6 +34,7 @@ class Task:
     without_context: dict = {}  # what these are for an flm or fmlm: it needs no prompt
     state: dict = {}  # plain data that a checkpoint keeps to rebuild the task
     recipe: Callable | None = None  # (Batch, model, Draws) -> Batch: its addition to the paper's
+    attempts: int | None = None  # sample.py's at what is given, where the model can judge
     nouns: str = "sequences"
     puzzle: str = "sequence to complete"
     budgets: Sequence[int] = (1, 2, 4, 8, 16, 36)  # NFE of the columns of `harness.roads`

@@ -33,6 +33,13 @@ def parser(samplers: list[str]) -> commands.Parser:
     add("--threshold", type=commands.number(0, math.inf, open=False), metavar="P",
         help="of Posterior Refinement: p_max from which a token is committed (published: 0.999; "
         "inf: never more than the uniform budget; default: 1 - 0.05 / nfe)")
+    add("--attempts", type=commands.whole(1, 10**5), metavar="K",
+        help="draw, let the model judge what it drew, and draw anew what it does not believe, K "
+        "times at most (default for puzzles: 64; else what is drawn is not judged)")
+    add("--believe", type=commands.number(0, 1), metavar="P", default=0.9,
+        help="the probability from which the judge believes a draft (default 0.9)")
+    add("--check-rules", action="store_true",
+        help="let the rules of the task decide in place of the model's judgement")
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--trace", action="store_true", help="show the first one pass after pass")
     shown.add_argument("--json", action="store_true", help="print one JSON document")
@@ -61,16 +68,38 @@ def trace(task: Task, given: Tensor, records: list) -> str:
     return "\n".join([*lines, f"{task.legend}\n"])
 
 
-def verdicts(task: Task, given: Tensor, tokens: Tensor, right: Tensor | None, solving: bool) -> str:
-    """Every sequence with what there is to say of it."""
+def trace_of_attempts(task: Task, given: Tensor, answer) -> str:
+    """The attempts at the first sequence, from a `sample.Answer`: the passes of the one that is
+    kept, and a line for every one that was given up."""
+    tries = [(float(scores[0].exp()), traces[0])
+             for _, scores, traces in answer.trace[:int(answer.tried[0])]]
+    kept, lines = max(range(len(tries)), key=lambda i: (tries[i][0], i)), []
+    for i, (probability, passes) in enumerate(tries):
+        fate = "given up" if i != kept else "believed" if answer.believed[0] else "not sure, kept"
+        draft = task.line(passes[-1].draft[0]) if passes else ""
+        lines.append(f"attempt {i + 1}: probability {probability:.3g}, {fate}"
+                     + (f"\n\n{trace(task, given, passes)}" if i == kept else f": {draft}"))
+    return "\n".join(lines)
+
+
+def verdicts(task: Task, given: Tensor, tokens: Tensor, right: Tensor | None, solving: bool,
+             answer=None, by_rules: bool = False) -> str:
+    """Every sequence with what there is to say of it; of a `sample.Answer`, if it is believed."""
     lines = []
     for i in range(len(tokens)):
         good = right is not None and bool(right[i])
         words = ["" if right is None else ("solved" if solving else "valid")
                  if good else "not valid",
-                 task.remark(given[i], good)]
+                 "" if answer is None else trust(answer, i, by_rules), task.remark(given[i], good)]
         lines.append("\n".join([task.show(tokens[i]), "; ".join(filter(None, words)), ""]))
     return "\n".join(lines)
+
+
+def trust(answer, i: int, by_rules: bool) -> str:
+    """Whether sequence i of a `sample.Answer` is believed, in words."""
+    word = ("believed" if answer.believed[i] else "not sure") + " by the rules" * by_rules
+    tried = int(answer.tried[i])
+    return f"{word} after {tried} attempt{'s' * (tried > 1)}"
 
 
 def count(right: Tensor | None, n: int, solving: bool) -> str:
@@ -80,12 +109,17 @@ def count(right: Tensor | None, n: int, solving: bool) -> str:
     return f"{int(right.sum())} of {n} {'solved' if solving else 'valid'}"
 
 
-def document(task: Task, tokens: Tensor, right: Tensor | None, solving: bool, passes: int) -> str:
+def document(task: Task, tokens: Tensor, right: Tensor | None, solving: bool, passes: int,
+             answer=None, by_rules: bool = False) -> str:
     """The same as one line of JSON."""
     count = {"puzzles": len(tokens)} if solving else {}
     if right is not None:
         count |= {"solved" if solving else "valid": int(right.sum())}
-    return json.dumps(count | {"nfe": passes, task.nouns: [task.line(row) for row in tokens]})
+    count |= {"nfe": passes, task.nouns: [task.line(row) for row in tokens]}
+    if answer is not None:
+        count |= {"believed": answer.believed.tolist(), "attempts": answer.tried.tolist(),
+                  "decided by": "the rules" if by_rules else "the model"}
+    return json.dumps(count)
 
 
 def lines_of(path: str, most: int = 2**26) -> list[str]:

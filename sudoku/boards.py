@@ -28,6 +28,7 @@ CACHE = Path(__file__).parent / ".cache"  # generated boards and puzzles; safe t
 VERSION = "1"  # change it when a generator or the split changes: older files are then ignored
 HELD_OUT_ONE_IN = {6: 9, 9: 10}  # by size: one orbit hash in so many is held out, see held_out
 ATTEMPTS = 50  # removal orders make_puzzles tries on one board
+ORDERS, BACK = 20, 2  # of few_puzzle: removal orders, and the clues given back before each
 
 
 # ---- shapes and rules
@@ -222,27 +223,38 @@ def all_boards(shape: Shape) -> Tensor:
 
 # ---- puzzles
 
-def _dig(shape: Shape, board: Sequence[int], clues: int, rng: random.Random) -> list[int]:
+def _dig(shape: Shape, board: Sequence[int], clues: int, rng: random.Random,
+         symmetric: bool = False) -> list[int]:
     """Empty cells in random order while the solution stays unique, down to `clues` clues or one
-    pass over all cells.
+    pass over all cells; `symmetric`: a cell goes with the one opposite, or not at all.
 
     A cell may go if no solution has another digit there: that search mostly ends within a few
     steps. One that may not go now may not go later either, with fewer clues left, so one pass is
-    enough.
+    enough. An empty cell of `board` stays empty.
     """
-    puzzle = _check_puzzle(shape, board)
-    if not valid(shape, torch.tensor([puzzle])):
-        raise ValueError("a puzzle is made from a solved board, and this one breaks a rule")
-    left = shape.cells
+    puzzle = list(board)
+    left = shape.cells - puzzle.count(-1)
     for cell in rng.sample(range(shape.cells), shape.cells):
-        if left == clues:
+        if left <= clues:
             break
-        digit, puzzle[cell] = puzzle[cell], -1
-        if _search(shape, _candidates(shape, puzzle, forbid=cell * shape.size + digit), limit=1):
-            puzzle[cell] = digit
+        cells = {cell, shape.cells - 1 - cell} if symmetric else {cell}
+        digits = {cell: puzzle[cell] for cell in cells if puzzle[cell] >= 0}
+        for cell in digits:
+            puzzle[cell] = -1
+        if any(_search(shape, _candidates(shape, puzzle, forbid=cell * shape.size + digit), limit=1)
+               for cell, digit in digits.items()):
+            for cell, digit in digits.items():
+                puzzle[cell] = digit
         else:
-            left -= 1
+            left -= len(digits)
     return puzzle
+
+
+def _check_solved(shape: Shape, board: Sequence[int]) -> list[int]:
+    board = _check_puzzle(shape, board)
+    if not valid(shape, torch.tensor([board])):
+        raise ValueError("a puzzle is made from a solved board, and this one breaks a rule")
+    return board
 
 
 def make_puzzle(shape: Shape, board: Sequence[int], clues: int,
@@ -254,27 +266,77 @@ def make_puzzle(shape: Shape, board: Sequence[int], clues: int,
     """
     if not 1 <= clues <= shape.cells:
         raise ValueError(f"a {shape.name} puzzle has 1 to {shape.cells} clues, not {clues}")
-    puzzle = _dig(shape, board, clues, rng)
+    puzzle = _dig(shape, _check_solved(shape, board), clues, rng)
     return puzzle if shape.cells - puzzle.count(-1) == clues else None
 
 
 def minimal_puzzle(shape: Shape, board: Sequence[int], rng: random.Random) -> list[int]:
     """A puzzle for the board from which no clue can be removed. ValueError if the board is not
     solved."""
-    return _dig(shape, board, 0, rng)
+    return _dig(shape, _check_solved(shape, board), 0, rng)
 
 
-def make_puzzles(shape: Shape, boards: Tensor, clues: int | None, seed: int) -> Tensor:
-    """One puzzle a board: (n, L) -> (n, L) with -1 for empty. clues=None makes minimal puzzles.
+def symmetric_puzzle(shape: Shape, board: Sequence[int], rng: random.Random) -> list[int]:
+    """A puzzle as newspapers print it: turned by 180 degrees its clues are in the same places, and
+    no two opposite ones can be removed. ValueError if the board is not solved."""
+    return _dig(shape, _check_solved(shape, board), 0, rng, symmetric=True)
 
-    ValueError if 50 removal orders of one board all end above `clues`.
+
+def few_puzzle(shape: Shape, board: Sequence[int], rng: random.Random) -> list[int]:
+    """A minimal puzzle of few clues (9x9: about 21 for 24): of ORDERS removal orders, each with
+    BACK random clues given back to the best puzzle so far. ValueError if the board is not solved.
     """
+    board = _check_solved(shape, board)
+    best = _dig(shape, board, 0, rng)
+    for _ in range(ORDERS):
+        puzzle = list(best)
+        for cell in rng.sample([cell for cell, digit in enumerate(best) if digit < 0], BACK):
+            puzzle[cell] = board[cell]
+        puzzle = _dig(shape, puzzle, 0, rng)
+        if puzzle.count(-1) >= best.count(-1):
+            best = puzzle
+    return best
+
+
+KINDS = {"minimal": minimal_puzzle, "symmetric": symmetric_puzzle, "few": few_puzzle}
+
+
+def guesses(shape: Shape, puzzle: Sequence[int]) -> int:
+    """How hard a puzzle is: how many digits a solver must guess, all of them right, who fills in
+    what singles decide (a cell with one candidate; a digit with one place in a row, column or box)
+    and guesses in the first cell of fewest candidates. 0: singles alone solve it. ValueError if it
+    has no solution."""
+    solution = solve(shape, puzzle)
+    if solution is None:
+        raise ValueError("this puzzle has no solution, so no number of guesses solves it")
+    peers, candidates, made = _peers(shape), _candidates(shape, puzzle), 0
+    while True:
+        places = [[cell for cell in unit if candidates[cell] >> digit & 1]
+                  for unit in _units(shape) for digit in range(shape.size)]
+        undecided = [(c.bit_count(), cell) for cell, c in enumerate(candidates) if c & (c - 1)]
+        if not undecided:
+            return made
+        single = [cells[0] for cells in places if len(cells) == 1
+                  and candidates[cells[0]].bit_count() > 1]
+        cell = single[0] if single else min(undecided)[1]
+        made += not single
+        _place(peers, candidates, cell, 1 << solution[cell])
+
+
+def make_puzzles(shape: Shape, boards: Tensor, clues: int | str, seed: int) -> Tensor:
+    """One puzzle a board: (n, L) -> (n, L) with -1 for empty. `clues`: so many, or one of KINDS.
+
+    ValueError if 50 removal orders of one board all end above `clues`, and for another word.
+    """
+    if isinstance(clues, str) and clues not in KINDS:
+        raise ValueError("clues is a number or " + " or ".join(f'"{kind}"' for kind in KINDS)
+                         + f", not {clues!r}")
     _check_boards(shape, boards)
     rng, rows = random.Random(seed), boards.tolist()
     puzzles = []
     for i in trange(len(rows), desc=f"{shape.name} puzzles", disable=len(rows) < 1000, leave=False):
-        if clues is None:
-            puzzle = minimal_puzzle(shape, rows[i], rng)
+        if clues in KINDS:
+            puzzle = KINDS[clues](shape, rows[i], rng)
         else:
             orders = (make_puzzle(shape, rows[i], clues, rng) for _ in range(ATTEMPTS))
             puzzle = next((p for p in orders if p is not None), None)
@@ -470,23 +532,18 @@ def load_puzzles(shape: Shape, clues: int | str, n: int, seed: int = 0,
     """n boards of a split as puzzles with one solution each: puzzles (n, L) with -1 for empty,
     solutions (n, L). Cached.
 
-    `clues` is a number or "minimal". ValueError where make_puzzles or load_boards raises it, and
-    for another word.
+    `clues` is a number or one of KINDS. ValueError where make_puzzles or load_boards raises it.
     """
-    if isinstance(clues, str) and clues != "minimal":
-        raise ValueError(f'clues is a number or "minimal", not {clues!r}')
-
     def make() -> Tensor:
         boards = load_boards(shape, split, n, seed)
-        count = None if clues == "minimal" else clues
-        puzzles = make_puzzles(shape, boards, count, _digest("puzzles", clues, seed))
+        puzzles = make_puzzles(shape, boards, clues, _digest("puzzles", clues, seed))
         return torch.stack([puzzles, boards])
 
     def good(pair: Tensor) -> bool:
         shown = pair[0] >= 0
         return (pair.shape == (2, n, shape.cells) and _of_split(shape, split, n, pair[1])
                 and bool(((pair[0] == pair[1]) | ~shown).all())
-                and (clues == "minimal" or bool((shown.sum(1) == clues).all())))
+                and (clues in KINDS or bool((shown.sum(1) == clues).all())))
 
     puzzles, solutions = _cached(f"{shape.name}-{split}-puzzles-{clues}-{n}-seed{seed}", make, good)
     return puzzles, solutions

@@ -5,6 +5,7 @@ with a 95% interval, how many different boards are among the valid ones, and how
 took on average. With --clues, the share of held-out puzzles solved exactly. For 4x4, where the law
 is known: the total variation distance between what was drawn and the uniform law, and delta_{0,0}
 against the exact conditional marginals. The likelihood bound for all that have a delta_{0,0}.
+--attempts K draws anew, K times at most, what the model does not believe (`sample.attempts`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +25,8 @@ from harness.checkpoints import (IN_TAU, baseline, completes, load_checkpoint, n
                                  read_checkpoint, task_of)
 from harness.measure import likelihood_bound, posterior, share, usual
 from harness.tasks import Task
-from sample import SAMPLERS, Sampler, choose_sampler, samplers_for
+from sample import (SAMPLERS, Judge, Sampler, attempts, choose_sampler, judge_by_rules, judge_for,
+                    samplers_for)
 from sudoku import boards as sudoku
 
 ASIDE = ("block", "posterior-reopened", "posterior-4", "posterior-8")  # on demand: not in the
@@ -33,15 +36,31 @@ COMPARED = {4: {6: None}, 6: {12: None},  # puzzles that `measure` solves, by si
 BUDGETS = {4: [1, 2, 4, 8, 16], 6: [1, 3, 9, 27], 9: [1, 3, 9, 27, 81]}  # default NFE, by size
 
 
+def complete(model: fmlm.Denoiser, sampler: Sampler, given: Tensor, nfe: int, generator: Generator,
+             tries: tuple[int, Judge] | None) -> tuple[Tensor, Tensor, dict]:
+    """Complete `given` (n, L), in at most so many attempts, so judged, if there are `tries`.
+    Returns sequences (n, L), which are believed, (n,) bool, and the passes they took."""
+    if not tries:
+        boards, passes = sampler.measured(model, given, nfe, generator)
+        return boards, torch.ones_like(given[:, 0], dtype=torch.bool), {"passes": passes}
+    answer = attempts(sampler, model, given, nfe, *tries, generator)
+    row = {"attempts": tries[0], "passes": round(float(answer.passes.float().mean()), 2),
+           "most_passes": int(answer.passes.max()),
+           "believed": round(100 * float(answer.believed.float().mean()), 2)}
+    return answer.tokens, answer.believed, row
+
+
 def unconditional(shape: sudoku.Shape, model: fmlm.Denoiser, sampler: Sampler, nfe: int, n: int,
-                  generator: Generator) -> dict:
+                  generator: Generator, tries: tuple[int, Judge] | None = None) -> dict:
     """Draw n boards from nothing: the share that is valid, how many different valid boards there
-    are, and the passes they took."""
+    are, and the passes they took; with `tries`, of `complete`, how many were believed and wrong."""
     nothing = torch.full((n, shape.cells), -1, device=generator.device)
-    boards, passes = sampler.measured(model, nothing, nfe, generator)
+    boards, believed, passes = complete(model, sampler, nothing, nfe, generator, tries)
     good = sudoku.valid(shape, boards)
     distinct, times = boards[good].unique(dim=0, return_counts=True)
-    row = {"nfe": nfe, "n": n, **share(good), "passes": passes, "distinct": len(distinct)}
+    row = {"nfe": nfe, "n": n, **share(good), **passes, "distinct": len(distinct)}
+    if tries:
+        row |= {"believed_and_wrong": int((believed & ~good).sum())}
     if shape.size == 4:  # 1/2 sum_k |share of board k - 1/288|; what is not valid counts in full
         drawn = times.double() / n
         never = (288 - len(distinct)) / 288
@@ -50,13 +69,26 @@ def unconditional(shape: sudoku.Shape, model: fmlm.Denoiser, sampler: Sampler, n
     return row
 
 
+@cache
+def difficulty(shape: sudoku.Shape, clues: int | str, n: int) -> Tensor:
+    """How many guesses each of these held-out puzzles wants, 2 for more: (n,)."""
+    given, _ = sudoku.load_puzzles(shape, clues, n)
+    return torch.tensor([min(2, sudoku.guesses(shape, puzzle)) for puzzle in given.tolist()])
+
+
 def puzzles(shape: sudoku.Shape, model: fmlm.Denoiser, sampler: Sampler, nfe: int, n: int,
-            clues: int | str, generator: Generator) -> dict:
-    """Solve n held-out puzzles that have one solution: the share for which it was found."""
+            clues: int | str, generator: Generator,
+            tries: tuple[int, Judge] | None = None) -> dict:
+    """Solve n held-out puzzles that have one solution: the share for which it was found, and of
+    those that singles alone solve, that want one guess, and more (`sudoku.guesses`), how many."""
     given, solutions = (part.to(generator.device) for part in sudoku.load_puzzles(shape, clues, n))
-    boards, passes = sampler.measured(model, given, nfe, generator)
+    boards, believed, passes = complete(model, sampler, given, nfe, generator, tries)
     solved = (boards == solutions).all(1)
-    return {"nfe": nfe, "n": n, "clues": clues, **share(solved), "passes": passes}
+    row = {"nfe": nfe, "n": n, "clues": clues, **share(solved), **passes}
+    hard = difficulty(shape, clues, n)
+    row["by_guesses"] = [f"{int(solved.cpu()[hard == k].sum())} of {int((hard == k).sum())}"
+                         for k in range(3)]
+    return row | ({"believed_and_wrong": int((believed & ~solved).sum())} if tries else {})
 
 
 def against_exact(shape: sudoku.Shape, model: fmlm.Denoiser, objective: str, generator: Generator,
@@ -97,7 +129,21 @@ def asked(path: str, info: dict, options: argparse.Namespace) -> list[tuple[str,
         raise ValueError(f"{path} is an {objective} trained without prompts, so it cannot solve "
                          "puzzles: leave --clues out, or train it with --puzzles")
     names = options.sampler or [name for name in samplers_for(objective) if name not in ASIDE]
-    return [choose_sampler(objective, name, options.threshold) for name in names]
+    chosen = [choose_sampler(objective, name, options.threshold) for name in names]
+    tries_of(info, options)
+    if options.attempts and options.attempts > 1:  # for what draws the same there is no second
+        chosen = [(name, each) for name, each in chosen if each.chance or options.sampler]
+    return chosen
+
+
+def tries_of(info: dict, options: argparse.Namespace) -> tuple[int, Judge] | None:
+    """How many attempts there are, and who judges them. ValueError for who cannot."""
+    if options.check_rules and not options.attempts:
+        raise ValueError("--check-rules chooses among attempts: say how many by --attempts")
+    if not options.attempts:
+        return None
+    return options.attempts, (judge_by_rules(task_of(info)) if options.check_rules else
+                              judge_for(info["objective"]))
 
 
 def evaluate(path: str, options: argparse.Namespace) -> dict:
@@ -107,20 +153,23 @@ def evaluate(path: str, options: argparse.Namespace) -> dict:
     model, info = load_checkpoint(path, options.device, options.compile)
     task, objective, samplers = task_of(info), info["objective"], asked(path, info, options)
     shape, step, threshold = task.shape, info.get("step"), options.threshold
+    tries = tries_of(info, options)
     draws = lambda: Generator(options.device).manual_seed(options.seed)
     document = {"checkpoint": str(path), "task": info["task"], "objective": objective,
                 "steps": step if type(step) is int else None,
                 "parameters": sum(weight.numel() for weight in model.parameters()),
-                "seed": options.seed, "bf16": options.bf16,
+                "seed": options.seed, "bf16": options.bf16, "check_rules": options.check_rules,
                 "threshold": "inf" if threshold == math.inf else threshold}  # JSON has no infinity
     document["unconditional"] = [
-        {"sampler": name, **unconditional(shape, model, sampler, nfe, options.n, draws())}
+        {"sampler": name,
+         **unconditional(shape, model, sampler, nfe, options.n, draws(), tries=tries)}
         for name, sampler in samplers
         for nfe in options.nfe or usual(objective, shape.cells, BUDGETS[shape.size])]
     if not completes(info):
         return document
     document["puzzles"] = [
-        {"sampler": name, **puzzles(shape, model, sampler, nfe, options.n, clues, draws())}
+        {"sampler": name, **puzzles(shape, model, sampler, nfe, options.n, clues, draws(),
+                                    tries=tries)}
         for name, sampler in samplers for clues in options.clues or []
         for nfe in options.nfe or usual(objective, shape.cells, [1, 2, 4, 8, 16])]
     found = objective not in IN_TAU and likelihood_bound(task, model, objective, draws())
@@ -176,6 +225,12 @@ def report(document: dict) -> str:
             mine = [row for row in rows if row["sampler"] == name]
             cells = {name: "{percent:>7.1f} ({low:.1f} - {high:.1f})",
                      "  mean passes": "{passes:.2f}"}
+            if "attempts" in mine[0]:
+                cells |= {"  most passes": "{most_passes}", "  believed, %": "{believed:.1f}",
+                          "  and wrong": "{believed_and_wrong}"}
+            if "by_guesses" in mine[0]:
+                cells |= {f"  {label}": f"{{by_guesses[{k}]}}"
+                          for k, label in enumerate(("singles only", "one guess", "more"))}
             if "distinct" in mine[0]:
                 cells["  distinct"] = "{distinct}"
             if "tv" in mine[0]:
@@ -203,7 +258,11 @@ def report(document: dict) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = evaluation.parser("sudoku.evaluate", "Sudoku", SAMPLERS, ASIDE, "by size", n=1000)
     parser.add_argument("--clues", type=commands.clue_count, nargs="+",
-                        help='also solve puzzles with so many clues, or "minimal"')
+                        help="also solve puzzles with so many clues, or minimal, symmetric or few")
+    parser.add_argument("--attempts", type=commands.whole(1, 10**5), metavar="K",
+                        help="draw anew what the model does not believe, K times at most")
+    parser.add_argument("--check-rules", action="store_true",
+                        help="let the rules decide in place of the model: the upper bound")
     options = parser.parse_args(arguments)
     paths = options.checkpoints or [newest_checkpoint()]
     for path in paths:  # all of them, before the first is evaluated

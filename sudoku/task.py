@@ -35,7 +35,7 @@ def suits(texts: Sequence[str]) -> str | None:
 
 
 class Sudoku(Task):
-    nouns, puzzle = "boards", "puzzle"
+    nouns, puzzle, attempts = "boards", "puzzle", 64
     without_context = {"puzzles": 0}
     legend = "5 known   [5] committed now   back to noise: 5' p >= 0.9   5~ p >= 0.5   5? less"
 
@@ -103,8 +103,12 @@ class Sudoku(Task):
             solutions = rules.count_solutions(self.shape, given.tolist(), tries=TRIES)
         except TimeoutError:
             return "how many solutions this puzzle has was not found out"
-        return "" if solutions == 1 else "this puzzle has " + ("no solution" if not solutions else
-               "2 or more solutions" + ("; the board found is one of them" if good else ""))
+        if solutions == 1:
+            return ""
+        if not solutions:
+            return "this puzzle has no solution"
+        found = "; the board found is one of them, another attempt may find another" * good
+        return f"this puzzle has 2 or more solutions{found}"
 
     def measure(self, path, samplers: Sequence[str], budgets: Sequence[int], n: int, seed: int,
                 device: torch.device, threshold: float | None = None) -> dict:

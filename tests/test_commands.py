@@ -197,8 +197,8 @@ def test_it_solves_a_puzzle(oracle, capsys):
 
 def test_a_puzzle_with_several_solutions_or_none_is_said_to_be_one(oracle, capsys):
     assert solve("--puzzle", SEVERAL) == 0
-    assert ("solved; this puzzle has 2 or more solutions; the board found is one of them\n"
-            in capsys.readouterr().out)
+    assert ("solved; this puzzle has 2 or more solutions; the board found is one of them, another "
+            "attempt may find another\n" in capsys.readouterr().out)
     assert solve("--puzzle", NONE) == 0
     said = capsys.readouterr().out
     assert "not valid; this puzzle has no solution\n" in said and "0 of 1 solved" in said
@@ -277,11 +277,11 @@ def test_a_trace_shows_every_pass_readable_without_color(files, capsys):
 def test_a_trace_ends_with_the_first_board_while_others_of_its_batch_go_on(files, capsys, tmp_path):
     (tmp_path / "puzzles").write_text("12343412214343.." + "\n" + "." * 16 + "\n")
     assert sample.main([files["fmlm+"], "--puzzles", str(tmp_path / "puzzles"), "--nfe", "4",
-                        "--trace"]) == 0
+                        "--trace", "--attempts", "1"]) == 0
     said = capsys.readouterr().out
     passes = re.findall(r"pass (\d): (\d+) committed, (\d+) back to noise", said)
     assert passes == [("1", "1", "1"), ("2", "1", "0")]
-    assert "4 network passes" in said
+    assert "5 network passes" in said  # the judge's is one
 
 
 def test_color_is_for_terminals_without_no_color_and_changes_no_character(

@@ -424,8 +424,8 @@ def test_each_figure_draws_from_the_seed_alone_whatever_else_is_asked(checkpoint
     for name in "unconditional", "puzzles", "likelihood_bound", "against_exact":
         measure = getattr(evaluate, name)
         monkeypatch.setattr(evaluate, name,
-                            lambda *a, m=measure: asked.append((m.__name__, a[-1].get_state()))
-                            or m(*a))
+                            lambda *a, m=measure, **k: asked.append((m.__name__, a[-1].get_state()))
+                            or m(*a, **k))
     assert main([checkpoint("mdm"), "-n", "2", "--nfe", "1", "2", "--clues", "12", "--sampler",
                  "ancestral", "--seed", "3"]) == 0
     assert ([name for name, _ in asked]
@@ -507,6 +507,7 @@ def test_a_threshold_that_is_asked_for_is_that_of_posterior_refinement(checkpoin
         monkeypatch.setattr(evaluate, "load_checkpoint", lambda *_: (model, info))
         options = Namespace(device=torch.device("cpu"), compile=False, bf16=False, clues=None,
                             nfe=[4], n=3, seed=0, sampler=["posterior", "posterior-reopened"],
+                            attempts=None, check_rules=False,
                             threshold=threshold[0] if threshold else None)
         document = evaluate.evaluate("x.pt", options)
         return [row["passes"] for row in document["unconditional"]], document["threshold"]

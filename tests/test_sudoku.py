@@ -89,7 +89,7 @@ def test_another_shape_or_dtype_is_refused(call, boards):
 def test_no_boards_are_no_error(shape):
     none = random_boards(shape, 0, seed=0)
     assert (none.shape == augment(shape, none).shape
-            == make_puzzles(shape, none, None, 0).shape == (0, shape.cells))
+            == make_puzzles(shape, none, "minimal", 0).shape == (0, shape.cells))
     assert all(law(shape, none).shape == (0,) for law in (valid, orbit, held_out))
 
 
@@ -183,7 +183,7 @@ def test_puzzles_have_the_clues_asked_for_and_their_board_as_only_solution(shape
 @every_shape
 def test_a_minimal_puzzle_without_any_one_of_its_clues_has_two_solutions(shape):
     boards = random_boards(shape, 3, seed=4)
-    puzzles = make_puzzles(shape, boards, None, seed=0).tolist()
+    puzzles = make_puzzles(shape, boards, "minimal", seed=0).tolist()
     puzzles.append(minimal_puzzle(shape, boards[0].tolist(), random.Random(5)))
     for puzzle in puzzles:
         assert count_solutions(shape, puzzle) == 1
@@ -211,6 +211,41 @@ def test_a_number_of_clues_that_cannot_be_is_refused(clues):
 def test_no_puzzle_is_made_from_a_board_that_breaks_a_rule():
     with pytest.raises(ValueError, match="breaks a rule"):
         make_puzzle(FOUR, [0] * 16, 8, random.Random(0))
+
+
+@every_shape
+def test_a_symmetric_puzzle_looks_the_same_upside_down_and_loses_no_opposite_pair(shape):
+    board = random_boards(shape, 1, seed=3)[0].tolist()
+    puzzle = module.symmetric_puzzle(shape, board, random.Random(1))
+    shown = [digit >= 0 for digit in puzzle]
+    assert shown == shown[::-1] and solve(shape, puzzle) == tuple(board)
+    assert count_solutions(shape, puzzle) == 1
+    for cell in (cell for cell in range(shape.cells // 2 + 1) if shown[cell]):
+        without = list(puzzle)
+        without[cell] = without[shape.cells - 1 - cell] = -1
+        assert count_solutions(shape, without) == 2
+
+
+def test_a_puzzle_of_few_clues_is_minimal_and_has_fewer_than_one_removal_order_leaves():
+    board = parse(NINE, SOLUTION)
+    few = module.few_puzzle(NINE, board, random.Random(2))
+    one = minimal_puzzle(NINE, board, random.Random(2))  # where the search begins
+    assert count_solutions(NINE, few) == 1 and few.count(-1) > one.count(-1)
+    for cell in (cell for cell, digit in enumerate(few) if digit >= 0):
+        assert count_solutions(NINE, few[:cell] + [-1] + few[cell + 1:]) == 2
+
+
+def test_guesses_are_0_for_singles_1_for_two_solutions_in_four_cells_and_more_for_a_hard_puzzle():
+    """Of 1 2 / 3 4 over 2 1 / 4 3, without the 1s and 2s of a rectangle, either order fits: one
+    guess, and the other three are singles. The last one is Inkala's of 2012."""
+    board = [int(digit) - 1 for digit in "1234341221434321"]
+    assert module.guesses(FOUR, board) == module.guesses(NINE, parse(NINE, PUZZLE)) == 0
+    rectangle = [-1 if cell in (0, 1, 8, 9) else digit for cell, digit in enumerate(board)]
+    assert count_solutions(FOUR, rectangle) == 2 and module.guesses(FOUR, rectangle) == 1
+    hard = "8..........36......7..9.2...5...7.......457.....1...3...1....68..85...1..9....4.."
+    assert module.guesses(NINE, parse(NINE, hard)) > 1
+    with pytest.raises(ValueError, match="no solution"):
+        module.guesses(FOUR, [0, 1, 2, -1, -1, -1, -1, 3] + [-1] * 8)
 
 
 # ---- symmetry and the split
@@ -377,13 +412,14 @@ def test_a_folder_that_cannot_be_written_is_no_error(cache, monkeypatch):
     assert len(load_puzzles(SIX, 14, 3)[0]) == 3
 
 
-@pytest.mark.parametrize("clues, split", [(32, "test"), ("minimal", "test"), ("minimal", "train")])
+@pytest.mark.parametrize("clues, split", [(32, "test"), ("minimal", "test"), ("minimal", "train"),
+                                          ("symmetric", "test")])
 def test_load_puzzles_gives_boards_of_the_split_with_one_solution_and_reads_them_back(
         clues, split, monkeypatch):
     puzzles, solutions = load_puzzles(NINE, clues, 5, split=split)
     assert (held_out(NINE, solutions) == (split == "test")).all()
     for puzzle, solution in zip(puzzles.tolist(), solutions.tolist()):
-        assert clues == "minimal" or len(puzzle) - puzzle.count(-1) == clues
+        assert clues in module.KINDS or len(puzzle) - puzzle.count(-1) == clues
         assert count_solutions(NINE, puzzle) == 1 and solve(NINE, puzzle) == tuple(solution)
     monkeypatch.setattr(module, "make_puzzles", None)  # calling it would fail
     again = load_puzzles(NINE, clues, 5, split=split)
@@ -424,7 +460,7 @@ def test_pretty_sets_the_boxes_apart():
 @every_shape
 def test_to_string_and_parse_undo_each_other(shape):
     board = random_boards(shape, 1, seed=0)[0]
-    puzzle = make_puzzles(shape, board[None], None, seed=0)[0]
+    puzzle = make_puzzles(shape, board[None], "minimal", seed=0)[0]
     assert parse(shape, to_string(shape, board)) == board.tolist()
     assert parse(shape, to_string(shape, puzzle)) == puzzle.tolist()
     assert shape_of([pretty(shape, puzzle)]) == shape

@@ -1,0 +1,414 @@
+"""The judge of finished drafts, attempts around a sampler, and sample.py's verdicts.
+
+The bounds come from one line of theory (`sample.judge`): an exact model scores no wrong draft above
+-1; the two modes 00 and 11 give log(1/4) at most for 01, for p (1 - p) <= 1/4.
+"""
+
+import json
+import math
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import sample
+from harness import terminal
+from harness.tasks import load_task
+from sample import (JUDGES, SAMPLERS, Judge, Pass, Sampler, attempts, judge, judge_by_halves,
+                    judge_by_rules, judge_for)
+from sudoku import boards as sudoku
+from sudoku import judge as study
+from sudoku.evaluate import main as evaluate
+from toy.exact import Exact
+
+FOUR = sudoku.SHAPES["sudoku4"]
+BOARDS = sudoku.all_boards(FOUR)
+BOARDS_MODEL, TWO = Exact(BOARDS), Exact([[0, 0], [1, 1]])
+POSTERIOR = SAMPLERS["posterior"]
+JUDGE = JUDGES["fmlm+"]
+SOLUTION, PUZZLE, SEVERAL = "1234341221434321", "12.4341.2.4343.1", "1234341...4...2."
+NONE = "123....4........"  # neither 4 nor another digit fits into the last cell of its first row
+TIMES = (0.05, 0.3, 0.6, 0.8, 0.95)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def nothing(tokens):
+    return torch.zeros_like(tokens, dtype=torch.bool)
+
+
+def asked_of(answer):
+    """A model of probabilities answer(x, s, t), that keeps what it was asked."""
+    def model(x, s, t):
+        model.calls.append((x.clone(), s.clone(), t.clone()))
+        return answer(x, s, t).log()
+
+    model.calls, model.vocab_size = [], 2
+    return model
+
+
+# ---- the score
+
+def test_it_is_the_sum_over_generated_tokens_of_log_D_s_on_the_diagonal_in_one_pass():
+    table = torch.tensor([[0.7, 0.3], [0.2, 0.8], [0.6, 0.4]])
+    model = asked_of(lambda x, s, t: table.expand(x.shape))
+    tokens, known = torch.tensor([[0, 1, 1]]), torch.tensor([[False, False, True]])
+    score = judge(model, tokens, known, 0.6, seeded(1))
+    assert score.item() == pytest.approx(math.log(0.7) + math.log(0.8))  # not the clue's 0.4
+    (x, s, t), = model.calls
+    assert s.tolist() == t.tolist() == [[pytest.approx(0.6), pytest.approx(0.6), 1.0]]
+    noise = torch.randn((1, 3, 2), generator=seeded(1))
+    expected = 0.4 * noise + 0.6 * F.one_hot(tokens, 2)
+    assert torch.allclose(x[0, :2], expected[0, :2]) and x[0, 2].tolist() == [0, 1]
+
+
+def test_halves_ask_every_generated_token_once_given_the_other_half_on_masks():
+    model = asked_of(lambda x, s, t: torch.full_like(x, 0.5))
+    tokens, known = torch.tensor([[0, 1, 1, 0, 1]]), torch.tensor([[True] + 4 * [False]])
+    assert judge_by_halves(model, tokens, known).item() == pytest.approx(4 * math.log(0.5))
+    asked = [s == 0 for _, s, _ in model.calls]
+    assert len(asked) == 2 and (asked[0] ^ asked[1]).tolist() == [[False] + 4 * [True]]
+    assert [int(each.sum()) for each in asked] == [2, 2]
+    for x, s, t in model.calls:
+        assert s.equal(t) and (x[s == 0] == 0).all()
+        assert x[s == 1].equal(F.one_hot(tokens, 2).float()[s == 1])
+
+
+@pytest.mark.parametrize("s", TIMES)
+def test_an_exact_model_scores_no_wrong_draft_above_minus_one_at_any_time(s):
+    boards = BOARDS.repeat(2, 1)
+    wrong = study.swapped(boards, nothing(boards), seeded(2))
+    assert not sudoku.valid(FOUR, wrong).any()
+    assert (judge(BOARDS_MODEL, wrong, nothing(wrong), s, seeded(3)) <= -1).all()
+
+
+@pytest.mark.parametrize("s", TIMES)
+def test_no_wrong_pair_of_the_two_modes_is_above_a_quarter(s):
+    wrong = torch.tensor([[0, 1], [1, 0]]).repeat(500, 1)
+    scores = judge(TWO, wrong, nothing(wrong), s, seeded(4))
+    assert scores.max() <= math.log(1 / 4) + 1e-6
+    if s < 0.1:  # nothing is known of the mode yet: p is nearly 1/2
+        assert scores.min() > math.log(1 / 4) - 0.1
+
+
+def test_the_score_of_a_right_draft_rises_to_0_with_time():
+    right = BOARDS[:100]
+    means = [float(judge(BOARDS_MODEL, right, nothing(right), s, seeded(5)).mean()) for s in TIMES]
+    assert means == sorted(means) and means[0] < -10 and means[-1] > -1e-3
+
+
+def test_with_a_score_that_is_sure_of_nothing_a_board_from_nothing_is_right_yet_not_believed():
+    """At s = 0.3 no exact model knows which of 288 boards it sees: right, and a low score."""
+    scores = judge(BOARDS_MODEL, BOARDS, nothing(BOARDS), 0.3, seeded(6))
+    assert (scores < math.log(0.9)).float().mean() > 0.99
+
+
+def test_the_halves_of_an_exact_model_know_a_board_of_few_symbols_from_one_with_two_cells_swapped():
+    wrong = study.swapped(BOARDS[:60], nothing(BOARDS[:60]), seeded(7))
+    puzzle = nothing(wrong)
+    puzzle[:, ::2] = True
+    given = torch.where(puzzle, BOARDS[:60], wrong)
+    spoiled = (given != BOARDS[:60]).any(1)
+    right = judge(BOARDS_MODEL, BOARDS[:60], puzzle, 0.6, seeded(8))
+    bad = judge(BOARDS_MODEL, given[spoiled], puzzle[spoiled], 0.6, seeded(8))
+    assert bad.max() < right.median()
+
+
+@pytest.mark.parametrize("s", [0, 1, -0.1, math.nan])
+def test_a_time_outside_0_and_1_is_refused(s):
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        judge(TWO, torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, 2, dtype=torch.bool), s)
+
+
+def test_a_draft_with_a_token_that_is_no_word_is_refused():
+    for score in judge, judge_by_halves:
+        with pytest.raises(ValueError, match="0 ... 1"):
+            score(TWO, torch.tensor([[0, 2]]), torch.zeros(1, 2, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("objective", ["flm", "fmlm", "ar", "duo"])
+def test_an_objective_that_cannot_judge_is_named(objective):
+    with pytest.raises(ValueError, match=f"trained as {objective} cannot judge"):
+        judge_for(objective)
+
+
+# ---- attempts
+
+class Dice:
+    """A sampler whose k-th call draws the k-th of these tokens for all that is unknown, in 2 passes
+    that commit half and half; and its judge: the probability that `belief` gives to a token."""
+
+    def __init__(self, *tokens, belief):
+        self.tokens, self.belief, self.calls, self.judged = list(tokens), belief, [], []
+        self.sampler, self.judge = Sampler(self.run, ("x",)), Judge(self.score, passes=1)
+
+    def run(self, model, tokens, known, nfe, generator=None, trace=None):
+        drawn = tokens.where(known, torch.tensor(self.tokens[len(self.calls)]).expand_as(tokens))
+        self.calls.append(len(tokens))
+        first = ~known & (torch.arange(tokens.shape[1]) % 2 == 0)
+        for part in (first, ~known & ~first):
+            trace.append(Pass(drawn, torch.ones(tokens.shape), part, nothing(tokens)))
+        return drawn
+
+    def score(self, model, tokens, known, generator=None):
+        self.judged.append(len(tokens))
+        return torch.tensor([self.belief[int(row[-1])] for row in tokens]).log()
+
+    def tried(self, given, most, believe=0.9):
+        return attempts(self.sampler, None, given, 2, most, self.judge._replace(believe=believe))
+
+
+UNKNOWN = torch.full((3, 4), -1)
+
+
+def test_it_stops_as_soon_as_it_believes_and_counts_the_judges_passes():
+    dice = Dice(0, 1, 2, belief=[0.1, 0.95, 0.99])
+    answer = dice.tried(UNKNOWN, 10)
+    assert answer.tokens.tolist() == [[1] * 4] * 3 and answer.believed.all()
+    assert answer.passes.tolist() == [6] * 3 and answer.tried.tolist() == [2] * 3
+    assert [scores.exp().tolist() for _, scores, _ in answer.trace] == [
+        [pytest.approx(0.1)] * 3, [pytest.approx(0.95)] * 3]
+
+
+def test_what_is_believed_costs_nothing_more_while_others_go_on():
+    given = torch.tensor([[-1, -1, -1, 1], [-1, -1, -1, -1], [0, 1, 0, 1]])  # the last is complete
+    dice = Dice(0, 0, 0, belief=[0.2, 0.95])
+    answer = dice.tried(given, 3)
+    assert dice.calls == dice.judged == [3, 1, 1]
+    assert answer.tried.tolist() == [1, 3, 1] and answer.passes.tolist() == [3, 9, 0]
+    assert answer.believed.tolist() == [True, False, True]
+    assert answer.tokens.tolist() == [[0, 0, 0, 1], [0, 0, 0, 0], [0, 1, 0, 1]]
+
+
+def test_unsure_to_the_end_the_surest_attempt_is_kept_not_the_last():
+    answer = Dice(0, 1, 2, belief=[0.1, 0.3, 0.2]).tried(UNKNOWN, 3)
+    assert answer.tokens.tolist() == [[1] * 4] * 3 and not answer.believed.any()
+    assert answer.tried.tolist() == [3] * 3 and len(answer.trace) == 3
+
+
+def test_a_score_that_is_no_number_is_not_believed():
+    answer = Dice(0, 1, belief=[math.nan, math.nan]).tried(UNKNOWN, 2)
+    assert not answer.believed.any() and (answer.tokens >= 0).all()
+
+
+@pytest.mark.parametrize("believe, believed", [(0.5, True), (0.51, False)])
+def test_a_draft_is_believed_from_the_bound_on(believe, believed):
+    assert Dice(0, belief=[0.5]).tried(UNKNOWN, 1, believe).believed.tolist() == [believed] * 3
+
+
+def test_the_first_attempt_is_what_the_sampler_draws_bit_for_bit_over_several_batches():
+    given = torch.full((150, 16), -1)
+    once = attempts(POSTERIOR, BOARDS_MODEL, given, 3, 1, JUDGE, seeded(9))
+    assert once.tokens.equal(POSTERIOR.complete(BOARDS_MODEL, given, 3, seeded(9)))
+
+
+def test_another_attempt_has_fresh_noise():
+    given = torch.full((30, 16), -1)
+    never = Judge(lambda model, tokens, known, generator: torch.full((len(tokens),), -9.0))
+    answer = attempts(POSTERIOR, BOARDS_MODEL, given, 1, 2, never, seeded(10))
+    first, second = (traces[0][-1].draft for _, _, traces in answer.trace)
+    assert (first != second).any(1).float().mean() > 0.9
+    assert answer.tokens.equal(second)  # of equal scores the later one
+
+
+@pytest.mark.parametrize("most, believe", [(0, 0.9), (-1, 0.9), (1, 0.0), (1, 1.1), (1, math.nan)])
+def test_no_attempt_and_a_bound_that_is_no_probability_are_refused(most, believe):
+    with pytest.raises(ValueError, match="1 attempt at least"):
+        attempts(POSTERIOR, TWO, UNKNOWN, 1, most, JUDGE._replace(believe=believe))
+
+
+def test_a_second_attempt_of_a_sampler_that_leaves_nothing_to_chance_is_refused():
+    with pytest.raises(ValueError, match="the same in every attempt"):
+        attempts(SAMPLERS["confidence"], TWO, UNKNOWN, 1, 2, JUDGES["mdm"])
+    assert not SAMPLERS["confidence"].chance and SAMPLERS["confidence-sampled"].chance
+
+
+def test_the_rules_judge_in_no_pass_and_tell_right_from_wrong():
+    rules, task = judge_by_rules(load_task("sudoku4")), load_task("sudoku4")
+    tokens = torch.tensor([task.parse(SOLUTION), [0] * 16])
+    known = nothing(tokens)
+    assert rules.passes == 0
+    assert rules.score(None, tokens, known, generator=None).tolist() == [0.0, -math.inf]
+    known[0, 0], wrong = True, tokens.clone()
+    assert rules.score(None, wrong, known, generator=None)[0] == 0
+
+
+# ---- sample.py
+
+class Boards:
+    """An exact FMLM+ of the 4x4 boards that agree with what it is given; where none does, it draws
+    what it likes, as a network would."""
+
+    vocab_size = 4
+
+    def __call__(self, x, s, t):
+        try:
+            return BOARDS_MODEL(x, s, t)
+        except ValueError:
+            return torch.full(x.shape, 0.25).log()
+
+
+@pytest.fixture
+def exact(monkeypatch):
+    info = {"task": "sudoku4", "state": {}, "objective": "fmlm+"}
+    monkeypatch.setattr(sample, "load_checkpoint", lambda *_: (Boards(), info))
+
+
+def solve(*arguments):
+    return sample.main(["any", "--device", "cpu", *arguments])
+
+
+def test_a_puzzle_is_judged_by_default_and_the_verdict_is_in_text_and_json(exact, capsys):
+    assert solve("--puzzle", PUZZLE) == 0
+    said = capsys.readouterr().out
+    assert "solved; believed after 1 attempt\n" in said and "1 of 1 solved, posterior, " in said
+    assert solve("--puzzle", PUZZLE, "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert list(document) == ["puzzles", "solved", "nfe", "boards", "believed", "attempts",
+                              "decided by"]
+    assert document["believed"] == [True] and document["attempts"] == [1]
+    assert document["decided by"] == "the model" and document["boards"] == [SOLUTION]
+
+
+def test_a_puzzle_without_solution_ends_unsure_never_believed(exact, capsys):
+    assert solve("--puzzle", NONE, "--attempts", "5") == 0
+    said = capsys.readouterr().out
+    assert "not valid; not sure after 5 attempts; this puzzle has no solution\n" in said
+    for judged in ([], ["--check-rules"]):
+        assert solve("--puzzle", NONE, "--attempts", "5", "--json", *judged) == 0
+        assert json.loads(capsys.readouterr().out)["believed"] == [False]
+
+
+def test_of_a_puzzle_with_several_solutions_it_is_said_that_attempts_may_find_others(
+        exact, capsys):
+    assert solve("--puzzle", SEVERAL) == 0
+    said = capsys.readouterr().out
+    assert "2 or more solutions; the board found is one of them, another attempt" in said
+
+
+def test_the_trace_has_a_line_for_each_attempt_given_up_and_the_passes_of_the_one_kept(capsys):
+    task = load_task("sudoku4")
+    dice = Dice([3] * 16, task.parse(SOLUTION), belief=[0.95, 0, 0, 0.25])
+    given = torch.full((1, 16), -1)
+    answer = dice.tried(given, 4)
+    lines = terminal.trace_of_attempts(task, given, answer).splitlines()
+    assert lines[0] == "attempt 1: probability 0.25, given up: " + "4" * 16
+    assert lines[1] == "attempt 2: probability 0.95, believed" and "pass 1" in lines[3]
+    assert sum(line.startswith("pass ") for line in lines) == 2
+
+
+def test_from_nothing_nothing_is_judged_unless_attempts_are_asked_for(exact, capsys):
+    assert solve("-n", "2") == 0
+    assert "believed" not in capsys.readouterr().out
+    assert solve("-n", "2", "--attempts", "40", "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)["believed"]) == 2
+
+
+def test_with_check_rules_it_is_said_that_they_decided(exact, capsys):
+    assert solve("--puzzle", PUZZLE, "--check-rules") == 0
+    assert "solved; believed by the rules after 1 attempt\n" in capsys.readouterr().out
+    assert solve("--puzzle", PUZZLE, "--check-rules", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["decided by"] == "the rules"
+
+
+BAD = {
+    "no attempts": (["--attempts", "0"], "--attempts: must be a whole number from 1"),
+    "no number": (["--attempts", "many"], "--attempts"),
+    "belief 0": (["--believe", "0"], "--believe: must be a number above 0 and at most 1"),
+    "belief 2": (["--believe", "2"], "--believe"), "belief nan": (["--believe", "nan"], "--believe"),
+    "rules without attempts": (["--check-rules"], "say how many by --attempts"),
+}
+
+
+@pytest.mark.parametrize("arguments, words", BAD.values(), ids=BAD)
+def test_bad_input_is_one_sentence_and_status_2(arguments, words, exact, capsys):
+    assert solve(*arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1 and words in said.err
+
+
+def test_attempts_of_a_model_that_cannot_judge_are_refused_in_one_sentence(
+        monkeypatch, capsys):
+    info = {"task": "sudoku4", "state": {}, "objective": "flm"}
+    monkeypatch.setattr(sample, "load_checkpoint", lambda *_: (Boards(), info))
+    assert solve("--attempts", "2") == 2
+    assert "a model trained as flm cannot judge what it drew" in capsys.readouterr().err
+    assert solve("--attempts", "2", "--check-rules", "--sampler", "flow-map") == 0
+
+
+# ---- sudoku.evaluate and sudoku.judge
+
+@pytest.mark.usefixtures("cache")
+def test_an_evaluation_with_attempts_has_mean_and_most_passes_and_who_was_believed(
+        checkpoint, capsys):
+    words = [checkpoint("fmlm+"), "-n", "6", "--nfe", "2", "--clues", "8", "--sampler", "posterior",
+             "--json"]
+    assert evaluate(words) == 0
+    plain = json.loads(capsys.readouterr().out)[0]
+    assert evaluate([*words, "--attempts", "3"]) == 0
+    tried = json.loads(capsys.readouterr().out)[0]
+    for kind in "unconditional", "puzzles":
+        (one,), (row,) = plain[kind], tried[kind]
+        assert row["attempts"] == 3 and row["most_passes"] == 9  # a fresh network is never sure
+        assert (row["believed"], row["believed_and_wrong"], row["passes"]) == (0, 0, 9.0)
+        assert "attempts" not in one and one["passes"] == 2
+    assert evaluate([*words, "--attempts", "3", "--check-rules"]) == 0
+    ruled = json.loads(capsys.readouterr().out)[0]
+    assert ruled["check_rules"] and ruled["puzzles"][0]["most_passes"] <= 6
+    assert evaluate([*words, "--check-rules"]) == 2
+    assert "say how many by --attempts" in capsys.readouterr().err
+
+
+def test_the_area_under_the_curve_counts_pairs_and_ties_half():
+    right, wrong = torch.tensor([0.0, -1.0]), torch.tensor([-1.0, -2.0, -math.inf])
+    assert study.area(right, wrong) == pytest.approx((3 + 2.5) / 6, abs=1e-4)
+    assert study.area(right, wrong[:0]) is None
+    assert study.area(wrong[2:], wrong[2:]) == 0.5
+
+
+def test_a_swapped_draft_differs_in_two_generated_cells_and_in_nothing_else():
+    known = torch.rand(BOARDS.shape, generator=seeded(1)) < 0.4
+    spoiled = study.swapped(BOARDS, known, seeded(2))
+    assert ((spoiled != BOARDS).sum(1) == 2).all() and not ((spoiled != BOARDS) & known).any()
+    assert spoiled.sort(1).values.equal(BOARDS.sort(1).values)
+
+
+def test_the_climb_that_keeps_nothing_is_attempts():
+    given = torch.full((40, 16), -1)
+    at = JUDGE._replace(score=partial(judge, s=0.55), believe=0.9)
+    answer = attempts(POSTERIOR, BOARDS_MODEL, given, 1, 4, at, seeded(3))
+    rows = study.climb(BOARDS_MODEL, POSTERIOR, given, partial(sudoku.valid, FOUR), 1, 4, at.score,
+                       1, at.believe, seed=3)
+    assert 0 < answer.believed.sum() < 40
+    assert rows[-1]["unsure"] == int((~answer.believed).sum())
+    assert rows[-1]["nfe"] == pytest.approx(float(answer.passes.float().mean()), abs=1e-3)
+    assert rows[-1]["most"] == int(answer.passes.max())
+    assert [row["attempts"] for row in rows] == [1, 2, 4]
+
+
+def test_the_exact_table_believes_no_wrong_draft_and_all_right_ones_late(capsys):
+    assert study.main(["--exact", "-n", "60", "--json"]) == 0
+    for rows in json.loads(capsys.readouterr().out).values():
+        assert all(row["high_wrong"] <= -1 and row["wrong_believed"] == 0 for row in rows)
+        assert rows[-1]["area"] == 1 and rows[-1]["right_believed"] == 100
+        assert rows[0]["right_believed"] < 50
+
+
+@pytest.mark.usefixtures("cache")
+def test_the_study_prints_its_tables_and_a_document_that_harness_plot_draws(
+        checkpoint, tmp_path, capsys):
+    from harness.plot import read_table
+
+    words = [checkpoint("fmlm+"), "-n", "5", "--nfe", "2", "--attempts", "2", "--clues", "8", "0"]
+    assert study.main([*words, "--json"]) == 0
+    (tmp_path / "table.json").write_text(capsys.readouterr().out)
+    panels = read_table(str(tmp_path / "table.json"))
+    assert list(panels) == ["puzzles with 8 clues solved, %", "puzzles with 0 clues solved, %"]
+    assert list(panels["puzzles with 8 clues solved, %"]) == [
+        "posterior, judge", "posterior, as committed", "a-priori-sampled, judge",
+        "a-priori-sampled, as committed"]
+    assert study.main(words) == 0
+    assert "D_s, s = 0.6" in capsys.readouterr().out
