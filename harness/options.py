@@ -40,12 +40,12 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, Task, dict |
             raise ValueError(f"{resumed} is a run with {name} {settings[name]}, not {asked}: leave "
                              "that out")
     defaults = DEFAULTS | task.settings | {name: own[0] for name, own in task.own.items()}
-    defaults |= dict(task=task.name) | {k: v for k, v in settings.items() if v is not None}
-    objective = options.objective or defaults["objective"]
+    objective = options.objective or settings.get("objective")
     if objective in IN_TAU:
         defaults |= dict(tau=True, recipe=False) | task.without_context
     if objective == "mlfm":
-        defaults.setdefault("sigma", SIGMA)
+        defaults["sigma"] = SIGMA
+    defaults |= dict(task=task.name) | {k: v for k, v in settings.items() if v is not None}
     if options.steps or settings.get("steps"):  # minutes are then those of a sitting, of this one
         defaults["minutes"] = None
     unset = {name for name, value in vars(options).items() if value is None}

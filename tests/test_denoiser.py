@@ -11,7 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fmlm import Block, Denoiser, TimeEmbedding, attention, normalize, relations
+from fmlm import (Block, Denoiser, TimeEmbedding, attention, decoding_time, normalize,
+                  relations)
 
 # L = 5, and K = 3 tables of 3, 2, 3 rows
 COORDS = torch.tensor([[0, 0, 0], [0, 1, 0], [1, 0, 1], [1, 1, 1], [2, 0, 2]])
@@ -514,6 +515,42 @@ def test_a_network_that_makes_no_sense_is_refused(message, arguments):
 def test_inputs_of_a_wrong_shape_or_time_are_refused(message, x, s, t):
     with pytest.raises(ValueError, match=message):
         network()(x, s, t)
+
+
+@pytest.mark.parametrize("vocab_size", [4, 4096])
+def test_a_network_told_tau_is_that_told_t_at_the_taus_of_its_times(vocab_size):
+    """It is called with s and t all the same, and its weights are no others."""
+    make = lambda tau: filled(Denoiser(vocab_size, COORDS, 8, 1, 1, tau=tau), std=0.1)
+    told_tau, told_t = make(True), make(False)
+    assert told_tau.state_dict().keys() == told_t.state_dict().keys()
+    s, t = inputs()[1:]
+    t[0, 0] = s[0, 1] = t[0, 1] = 1
+    s[0, 0] = s[1] = t[1] = 0
+    x = randn(4, 5, vocab_size)
+    taus = [decoding_time(time.double(), vocab_size).float() for time in (s, t)]
+    assert (told_tau(x, s, t) - told_t(x, *taus)).abs().max() < 2e-5
+    assert (told_tau(x, s, t) - told_t(x, s, t)).abs().max() > 1e-3
+    assert told_tau(x, s * 0, t * 0).equal(told_t(x, s * 0, t * 0)), "so an MDM is told the same"
+    ones = torch.ones_like(s)
+    assert told_tau(x, ones, ones).equal(told_t(x, ones, ones))
+
+
+def test_the_slope_of_a_network_told_tau_in_t_is_that_of_finite_differences():
+    """In forward mode, as the Lagrangian target asks for it; times amid two entries of the table,
+    4,096 a unit."""
+    model, (x, _, _) = network(tau=True), inputs()
+    s = torch.full((4, 5), 0.25)
+    t = torch.full((4, 5), (2048 + 0.5) / 4096)
+    by = torch.full((4, 5), 0.25 / 4096)
+    _, slope = torch.func.jvp(lambda time: model(x, s, time), (t,), (torch.ones_like(t),))
+    difference = (model(x, s, t + by) - model(x, s, t - by)) / (2 * by[..., None])
+    assert (slope - difference).abs().max() < 0.05 * slope.abs().max() and slope.abs().max() > 0.05
+
+
+def test_a_network_on_no_device_does_not_spoil_the_table_of_another():
+    with torch.device("meta"):
+        Denoiser(11, COORDS, 8, 1, 1, tau=True)
+    assert Denoiser(11, COORDS, 8, 1, 1, tau=True).decided.device.type == "cpu"
 
 
 def test_a_masked_diffusion_model_is_this_network_and_loads_as_it_is():

@@ -6,14 +6,16 @@ of the cases a context token, which must drop out of every identity.
 """
 
 import math
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from fmlm import (EMA, Batch, Denoiser, Target, cross_entropy, data_and_self, denoised, flm_loss,
-                  flow_map, flow_map_loss, interpolate, lagrangian, masked, semigroup,
-                  semigroup_target, token_mean, token_times, velocity)
+from fmlm import (EMA, Batch, Denoiser, Target, _decoding_table, cross_entropy, data_and_self,
+                  denoised, flm_loss, flow_map, flow_map_loss, interpolate, inverse_decoding_time,
+                  lagrangian, look_up, masked, midpoint_in_tau, semigroup, semigroup_target,
+                  token_mean, token_times, velocity)
 from toy.exact import Exact
 
 EXACT = Exact([[0, 0, 1], [1, 2, 1], [2, 2, 0]], [0.2, 0.5, 0.3])
@@ -245,6 +247,20 @@ def test_a_batch_on_the_diagonal_costs_one_pass_and_an_flm_is_that_without_conte
     assert s.equal(t[:, None].expand(3, 3))
 
 
+def test_the_exact_model_told_tau_has_the_same_flow_as_told_t():
+    """As a network is told: `told` maps t to tau, what stands behind it speaks of tau alone. Where
+    tau is not yet 1; there and back the table errs by 1e-7."""
+    behind = lambda x, *taus: EXACT(x, *(inverse_decoding_time(tau, 3) for tau in taus))
+    told = lambda x, *times: behind(x, *(look_up(_decoding_table(3)[1], time) for time in times))
+    x, s = randn(50, 3, 3), 0.6 * torch.rand(50, 1, generator=seeded(1)).double().expand(50, 3)
+    t = s + 0.2
+    for end in (s, t, torch.ones_like(s)):
+        ends = [flow_map(x, model(x, s, end).exp(), s, end) for model in (told, EXACT)]
+        assert (ends[0] - ends[1]).abs().max() < 1e-4
+    assert (flow_map(x, behind(x, s, t).exp(), s, t) - flow_map(x, delta(x, s, t), s, t)
+            ).abs().max() > 1e-2, "a tau is no t"
+
+
 def test_the_exact_flow_map_is_a_fixed_point_of_the_semigroup_target():
     """Zero excess loss: off the diagonal the exact model's cross-entropy is the entropy of its own
     delta_{s,t}."""
@@ -257,6 +273,8 @@ def test_the_exact_flow_map_is_a_fixed_point_of_the_semigroup_target():
     s, t = token_times(s, context), token_times(t, context)
     x = interpolate(x1, noise, s)
     own = delta(x, s, t)
+    in_tau = partial(midpoint_in_tau, vocab_size=3)  # whatever the stop on the way
+    assert (semigroup(EXACT, x, s, t) - semigroup(EXACT, x, s, t, in_tau)).abs().max() < 1e-6
     assert (semigroup(EXACT, x, s, t) - own).abs().max() < 1e-6
     entropy = torch.special.entr(own).sum(-1)
     assert entropy[~context].mean() > 0.05  # the test sees something

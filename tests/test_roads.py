@@ -649,10 +649,6 @@ def test_no_table_ends_without_an_evaluation_and_table_with_one(tmp_path, monkey
 
 # ---- the table that compares them: what a road costs
 
-AWAITED = {"mdm-elbo", "flm+", "third-flm+", "third-residual", "compressed", "taught-twice",
-           "started-fmlm", "mlfm", "mlfm-half", "mlfm-quarter"}
-
-
 def test_a_road_and_all_that_it_builds_on_have_the_passes_of_the_first_road_together():
     """Halves, or thirds where a base has a base or there are two; only "a quarter" has fewer."""
     shares = {name: road.share + sum(ROADS[base].share for base in below(name))
@@ -705,7 +701,7 @@ def words_of(name, files, folder):
     return words
 
 
-@pytest.mark.parametrize("name", [name for name in ROADS if name not in AWAITED])
+@pytest.mark.parametrize("name", ROADS)
 def test_what_a_road_asks_of_train_is_a_run_and_its_samplers_suit_what_it_trains(
         name, files, tmp_path):
     run, objective = run_of(*words_of(name, files, tmp_path)), ROADS[name].objective

@@ -311,6 +311,45 @@ def test_a_large_vocabulary_is_decided_later():
     assert times == sorted(times) and times[0] < 0.5 < 0.7 < times[-1]
 
 
+@pytest.mark.parametrize("vocab_size", [2, 9, 4096])
+def test_the_table_that_a_network_is_told_by_is_tau_and_exact_at_0_and_1(vocab_size):
+    """In single precision, as on a GPU; the error of a linear table as above."""
+    table = fmlm._decoding_table(vocab_size)[1].float()
+    t = torch.rand(2, 300, generator=seeded())
+    tau = fmlm.look_up(table, t)
+    assert tau.dtype == torch.float32 and tau.shape == (2, 300)
+    assert (tau - decoding_time(t.double(), vocab_size)).abs().max() < 400 / 4096**2 / 8 + 1e-6
+    assert fmlm.look_up(table, torch.tensor([0.0, 1.0])).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("vocab_size", [2, 9, 4096])
+def test_a_midpoint_in_tau_is_the_middle_of_two_taus(vocab_size):
+    """And between s and t, which at s = t it is, bit for bit: context stays at 1. s, t uniform in
+    tau, so that no tau is rounded to 1."""
+    s, t = inverse_decoding_time(torch.rand(2, 500, generator=seeded()).double(),
+                                 vocab_size).sort(0).values
+    u = fmlm.midpoint_in_tau(s, t, vocab_size)
+    middle = (decoding_time(s, vocab_size) + decoding_time(t, vocab_size)) / 2
+    assert (decoding_time(u, vocab_size) - middle).abs().max() < 400 / 4096**2 / 4
+    assert (s <= u).all() and (u <= t).all()
+    for dtype in (torch.float32, torch.float64):
+        time = torch.rand(500, generator=seeded()).to(dtype)
+        time[:3] = torch.tensor([0.0, 1.0, 1 - 2**-24])
+        u = fmlm.midpoint_in_tau(time, time, vocab_size)
+        assert u.dtype == dtype and u.equal(time)
+
+
+def test_the_first_half_of_a_whole_jump_carries_half_of_tau_not_what_the_middle_of_t_carries():
+    """(0, 1): with two words tau = erf(t / (1-t) / 2) is 1/2 at t = 0.488196. With 4,096 a jump to
+    t = 1/2 would carry 0.6% of tau; and u is symmetric in neither."""
+    zero, one = torch.zeros(1).double(), torch.ones(1).double()
+    assert float(fmlm.midpoint_in_tau(zero, one, 2)) == pytest.approx(0.488196, abs=1e-6)
+    u = fmlm.midpoint_in_tau(zero, one, 4096)
+    assert float(decoding_time(u, 4096)) == pytest.approx(0.5, abs=1e-5) and 0.7 < float(u) < 0.85
+    assert float(decoding_time(one / 2, 4096)) < 0.01
+    assert float(fmlm.midpoint(zero, one)) == 0.5
+
+
 def test_tau_keeps_the_dtype_and_the_shape():
     t = torch.rand(2, 3, generator=seeded())
     for function in (decoding_time, inverse_decoding_time):

@@ -111,9 +111,9 @@ def test_the_rate_warms_up_stays_for_half_of_the_run_and_falls_linearly_to_2_per
     assert learning_rate(1, 0, 2.0, 100) == pytest.approx(0.02)  # warm-up holds at the end as well
 
 
-def random_model():
+def random_model(tau=False):
     torch.manual_seed(1)
-    model = Denoiser(4, sudoku.SHAPES["sudoku4"].coords(), width=16, depth=1, heads=1)
+    model = Denoiser(4, sudoku.SHAPES["sudoku4"].coords(), width=16, depth=1, heads=1, tau=tau)
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.3)
     return model
@@ -1229,7 +1229,7 @@ def gradients_of_its_share(rank, environment, objective, folder):
 def test_two_processes_average_to_the_gradients_of_one_with_the_joint_batch(objective, tmp_path):
     assert statuses(two(gradients_of_its_share, objective, str(tmp_path))) == [0, 0]
     both = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
-    model, (x1, context, s, t, noise, share) = random_model(), joint_batch()
+    model, (x1, context, s, t, noise, share) = random_model(objective == "flm"), joint_batch()
     model.time_t.requires_grad_(objective == "fmlm+")
     tau = fmlm.inverse_decoding_time(t, 4)  # the times of an FLM are drawn in decoding time
     batch = Batch(x1, None, context, s, t, data_and_self(model, 8, 4))

@@ -8,11 +8,15 @@ half of tau has passed at t = 0.55 for 4 words, at 0.74 for 256.
 Printed: valid sequences in % by network passes, Euler steps of the exact denoiser, uniform in t or
 in tau: no network's errors in it, only the steps differ.
 
-With --train, also FLMs that learn pairs of 256 words, each word with its one partner, from times
-uniform in t or in tau.
+With --train, also FLMs and FMLMs that learn pairs of 9 and of 256 words, each word with its one
+partner. Their times are drawn uniformly in t or in tau, the jumps of an FMLM are halved in t or in
+tau, and their networks are told t or tau: what 2602.16813 does is tau throughout.
 """
 
 from __future__ import annotations
+
+from functools import partial
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +28,10 @@ from sample import flow_map_sampler
 from toy.exact import Exact
 from toy.two_mode import learn
 
-NFE = [2, 3, 4, 6, 8, 16]
+NFE = [1, 2, 3, 4, 6, 8, 16]
+# What is trained: times drawn in tau?, jumps halved in tau? (None: an FLM has none), told tau?
+TRAINED = [(False, None, False), (True, None, False), (True, None, True), (False, False, False),
+           (True, False, False), (True, True, False), (True, True, True)]
 
 
 def third(first: Tensor, second: Tensor, r: int) -> Tensor:
@@ -60,24 +67,40 @@ def valid(model: fmlm.Model, r: int, nfe: int, tau: bool, n: int, seed: int) -> 
     return (third(*words[:2], r) == words[2]).float().mean().item()
 
 
-def learn_pairs(partner: Tensor, tau: bool, steps: int, seed: int) -> fmlm.Model:
-    """An FLM of the pairs (word, partner[word]), trained with times uniform in tau or in t."""
+def words_for(drawn: bool, halved: bool | None, told: bool) -> str:
+    axis = lambda tau: "tau" if tau else "t"
+    jumps = "FLM" if halved is None else f"FMLM halved in {axis(halved)}"
+    return f"{jumps}, drawn in {axis(drawn)}, told {axis(told)}"
+
+
+def learn_pairs(partner: Tensor, drawn: bool, steps: int, seed: int, halved: bool | None = None,
+                told: bool = False) -> fmlm.Model:
+    """An FLM, or FMLM where jumps are `halved`, of the pairs (word, partner[word]): the three are
+    whether in tau, else in t."""
     torch.manual_seed(seed)
     generator, vocab_size = Generator().manual_seed(seed), len(partner)
-    model = fmlm.Denoiser(vocab_size, torch.arange(2)[:, None], width=256, depth=2, heads=4)
+    model = fmlm.Denoiser(vocab_size, torch.arange(2)[:, None], width=256, depth=2, heads=4,
+                          tau=told)
+    halve = partial(fmlm.midpoint_in_tau, vocab_size=vocab_size) if halved else fmlm.midpoint
+    own = fmlm.Target("semigroup", 0 if halved is None else 256,
+                      partial(fmlm.semigroup, model, halve=halve))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0, fused=True)
 
     def loss() -> Tensor:
         word = torch.randint(vocab_size, (512,), generator=generator)
         x1 = F.one_hot(torch.stack([word, partner[word]], 1), vocab_size).float()
-        u = fmlm.Draws(generator).stratified(512)
-        t = fmlm.inverse_decoding_time(u, vocab_size) if tau else u
+        draws = fmlm.Draws(generator)
+        s, t = (fmlm.sample_times(512, 256, draws) if own.rows else [draws.stratified(512)] * 2)
+        if drawn:
+            s, t = (fmlm.inverse_decoding_time(time, vocab_size) for time in (s, t))
+        targets = [fmlm.Target("data", 512 - own.rows), own]
+        batch = fmlm.Batch(x1, None, fmlm.given(x1, None), s, t, targets)
         with torch.autocast("cpu", torch.bfloat16):
-            return fmlm.flm_loss(model, x1, t, torch.randn(x1.shape, generator=generator))
+            return fmlm.flow_map_loss(model, batch, torch.randn(x1.shape, generator=generator))
 
     rate = lambda step: min(1, (step + 1) / 100, 2 * (1 - step / steps))
     return learn(model, optimizer, rate, loss, steps, 0.999,
-                 f"trained uniform in {'tau' if tau else 't'}")
+                 words_for(drawn, halved, told))
 
 
 @commands.command("toy.vocabulary")
@@ -86,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
                              description="Steps uniform in t and in tau, by vocabulary.")
     parser.add_argument("-n", type=commands.COUNT, default=500, help="samples a cell (default 500)")
     parser.add_argument("--train", type=commands.whole(0, 10**6), default=0, metavar="STEPS",
-                        help="also train FLMs, a minute each for 1,500")
+                        help="also train 14 models, up to two minutes each for 1,500")
     parser.add_argument("--seed", type=commands.SEED, default=0)
     options = parser.parse_args(arguments)
     print("| valid, %, by NFE | " + " | ".join(map(str, NFE)) + " |\n"
@@ -97,16 +120,15 @@ def main(arguments: list[str] | None = None) -> int:
             row = [f"{100 * valid(model, r, nfe, tau, options.n, options.seed):.1f}" for nfe in NFE]
             print(f"| V = {r * r}, uniform in {'tau' if tau else 't'} | " + " | ".join(row) + " |",
                   flush=True)
-    partner = torch.randperm(256, generator=Generator().manual_seed(options.seed))
-    for trained in (False, True) if options.train else ():
-        model = learn_pairs(partner, trained, options.train, options.seed)
+    for vocab_size, (drawn, halved, told) in product((9, 256), TRAINED if options.train else ()):
+        partner = torch.randperm(vocab_size, generator=Generator().manual_seed(options.seed))
+        model = learn_pairs(partner, drawn, options.train, options.seed, halved, told)
         for tau in (False, True):
             pairs = [draw(model, 2, nfe, tau, options.n, options.seed) for nfe in NFE]
             row = [f"{100 * (partner[first] == second).float().mean():.1f}"
                    for first, second in pairs]
-            print(f"| pairs, trained uniform in {'tau' if trained else 't'}, "
-                  f"uniform in {'tau' if tau else 't'} | "
-                  + " | ".join(row) + " |", flush=True)
+            print(f"| pairs of {vocab_size} words, {words_for(drawn, halved, told)}, "
+                  f"uniform in {'tau' if tau else 't'} | " + " | ".join(row) + " |", flush=True)
     return 0
 
 
