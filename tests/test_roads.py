@@ -686,7 +686,8 @@ def test_the_cost_of_a_step_is_what_the_networks_are_asked(name, slope):
     counted = lambda of: lambda x, s, t: of.append(len(x)) or network(x, s, t)
     words = [word for word in ROADS[name].options.split() if word != "--init"]
     teacher = counted(taught) if ROADS[name].bases else None
-    training_loss(options_of(*words), counted(asked), x1, seeded(2), teacher=teacher)
+    kind = "mdm" if "--distill" in words else "teacher"
+    training_loss(options_of(*words), counted(asked), x1, seeded(2), **{kind: teacher})
     assert (sum(asked) + sum(taught)) / 32 + slope + 2 == ROADS[name].cost
     assert (sum(taught) > 0) == bool(ROADS[name].bases)
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import fmlm
-from fmlm import (Draws, decoding_time, inverse_decoding_time, sample_bridge_times, sample_context,
-                  sample_times)
+from fmlm import (Draws, decoding_time, inverse_decoding_time, sample_bridge_context,
+                  sample_bridge_times, sample_context, sample_times)
 from toy import vocabulary
 from toy.exact import Exact
 
@@ -86,9 +86,10 @@ def test_no_law_of_time_gives_a_generated_token_the_times_of_context(monkeypatch
         assert (t > 0).all() and (t < 1).all()
     t = sample_bridge_times(64, draws())
     assert (t > 0).all() and (t < 1).all()
-    for cosine in (False, True):
-        _, rate = sample_context(torch.zeros(64, 2, dtype=torch.bool), draws(), cosine)
-        assert (rate > 0).all() and (rate <= 1).all() and (cosine or (rate < 1).all())
+    nothing = torch.zeros(64, 2, dtype=torch.bool)
+    _, rate = sample_context(nothing, draws())
+    assert (rate > 0).all() and (rate < 1).all()
+    assert not sample_bridge_context(nothing, draws()).all(1).any()
 
 
 def test_uniforms_and_normals_have_their_laws_and_their_shape():
@@ -135,48 +136,38 @@ def test_the_context_of_a_process_comes_from_its_own_strata():
     assert ((rate * 160).long() % 4 == 1).all()
 
 
-def test_a_cosine_masks_more_with_the_law_1_minus_2_over_pi_arcsin():
-    """rate = cos(pi U / 2): P(rate > x) = P(U < 2/pi arccos x) = 1 - 2/pi arcsin x, and the mean is
-    2/pi.
-
-    U is stratified, so of n rates above x there are n P(rate > x) but for one, and 2/pi
-    arccos(rate) is U itself.
-    """
-    n, length = 1000, 50
-    context, rate = sample_context(torch.zeros(n, length, dtype=torch.bool), draws(), cosine=True)
+def test_an_mlfm_corrupts_more_with_the_law_of_a_cosine_above_its_floor(monkeypatch):
+    """rate = 0.05 + 0.95 cos(pi U / 2), U stratified: the rate is above 0.05 + 0.95 x where U is
+    below 2/pi arccos x. Seen by uniforms that are the same for all tokens: a token is corrupted
+    where its uniform is below the rate, and the first one always."""
+    prompt = torch.zeros(1000, 2, dtype=torch.bool)
     for x in (0.05, 0.3, 0.5, 0.8, 0.99):
-        assert abs(int((rate > x).sum()) - n * (1 - 2 / math.pi * math.asin(x))) < 1 + 1e-3
-    # the mean of a monotonous function over strata
-    assert abs(rate.double().mean() - 2 / math.pi) < 1 / n
-    # Hidden tokens: binomial with the rate of their sequence, so 2/pi of all, within 4.5 standard
-    # errors.
-    hidden = (~context).double().mean(1)
-    error = math.sqrt(float((rate * (1 - rate)).mean()) / (n * length))
-    assert abs(hidden.mean() - 2 / math.pi) < 4.5 * error + 1 / n
-    z = (hidden - rate) / (rate * (1 - rate) / length).sqrt()
-    assert z.mean().abs() < 4.5 / math.sqrt(n)
+        threshold = 0.05 + 0.95 * x
+        fixed = torch.tensor([0.0, threshold]).expand(1000, 2)
+        monkeypatch.setattr(Draws, "uniform", lambda self, *shape: (
+            fixed if shape == (1000, 2) else torch.rand(shape, **self.on)))
+        corrupted = ~sample_bridge_context(prompt, draws())
+        assert corrupted[:, 0].all()
+        expected = 1000 * 2 / math.pi * math.acos(x)
+        assert abs(int(corrupted[:, 1].sum()) - expected) < 1 + 1e-3
+    lowest = torch.tensor([0.0, 0.0499]).expand(1000, 2)
+    monkeypatch.setattr(Draws, "uniform", lambda self, *shape: (
+        lowest if shape == (1000, 2) else torch.rand(shape, **self.on)))
+    assert not sample_bridge_context(prompt, draws()).any()
 
 
-def test_without_a_cosine_the_rate_is_the_uniform_itself_and_the_prompt_is_context_in_both():
-    prompt = torch.zeros(64, 6, dtype=torch.bool)
-    prompt[:, 0] = True
-    (plain, uniform), (masked_more, rate) = (sample_context(prompt, draws(), cosine)
-                                             for cosine in (False, True))
-    assert (rate - torch.cos(math.pi / 2 * uniform)).abs().max() < 1e-6
-    assert plain[:, 0].all() and masked_more[:, 0].all() and masked_more.sum() < plain.sum()
+def test_the_context_of_an_mlfm_in_a_process_comes_from_its_own_strata(monkeypatch):
+    """Of 4 processes with 40 sequences each: the 160 rates, together, are one in each stratum."""
+    half = torch.tensor([0.0, 0.5]).expand(40, 2)
+    monkeypatch.setattr(Draws, "uniform", lambda self, *shape: (
+        half if shape == (40, 2) else torch.rand(shape, **self.on)))
+    prompt = torch.zeros(40, 2, dtype=torch.bool)
+    corrupted = sum(int((~sample_bridge_context(prompt, draws(rank=rank, world=4)))[:, 1].sum())
+                    for rank in range(4))
+    assert abs(corrupted - 160 * 2 / math.pi * math.acos(0.45 / 0.95)) < 1 + 1e-3
 
 
-def test_bridge_times_have_a_uniform_logit_from_minus_5_to_5():
-    n = 1000
-    logit = torch.logit(sample_bridge_times(n, draws()).double())
-    # one in every stratum, but for rounding
-    place = (logit.sort().values + 5) / 10 * n - torch.arange(n)
-    assert (place > -0.01).all() and (place < 1.01).all()
-    assert abs(place.mean() - 0.5) < 4.5 * math.sqrt(1 / 12 / n)
-    parts = [sample_bridge_times(20, draws(rank, rank, 3)) for rank in range(3)]
-    for rank, part in enumerate(parts):
-        assert (((torch.logit(part.double()) + 5) * 6).long() % 3 == rank).all()
-
+# ---- s and t
 
 # ---- s and t
 

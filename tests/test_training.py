@@ -111,9 +111,9 @@ def test_the_rate_warms_up_stays_for_half_of_the_run_and_falls_linearly_to_2_per
     assert learning_rate(1, 0, 2.0, 100) == pytest.approx(0.02)  # warm-up holds at the end as well
 
 
-def random_model(tau=False):
+def random_model(network=Denoiser, **told):
     torch.manual_seed(1)
-    model = Denoiser(4, sudoku.SHAPES["sudoku4"].coords(), width=16, depth=1, heads=1, tau=tau)
+    model = network(4, sudoku.SHAPES["sudoku4"].coords(), width=16, depth=1, heads=1, **told)
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.3)
     return model
@@ -1185,10 +1185,11 @@ def statuses(processes, seconds=60):
 def joint_batch():
     """Boards, contexts, times and noise of 8 sequences; row r of the last index is what process r
     takes. Half of each process's rows is on the diagonal; one process has far more context than the
-    other."""
+    other, and a sequence that is nothing else."""
     draw = Generator().manual_seed(5)
     x1 = torch.eye(4)[torch.randint(4, (8, 16), generator=draw)]
     context = torch.rand(8, 16, generator=draw) < torch.tensor([0.9, 0.9, 0.1, 0.1] * 2)[:, None]
+    context[5] = True
     s = torch.rand(8, generator=draw) / 2
     t = torch.cat([s[:4], s[4:] + 0.4])
     share = torch.tensor([[0, 1, 4, 5], [2, 3, 6, 7]])
@@ -1209,12 +1210,15 @@ def gradients_of_its_share(rank, environment, objective, folder):
     Draws.stratified = recorded
     boards = run.draw()
     run.loss(run.network, boards)
-    run.model.load_state_dict(random_model().state_dict())
+    run.model.load_state_dict(random_model(type(run.model)).state_dict() | {
+        name: buffer for name, buffer in run.model.named_buffers() if name == "sigma"})
     x1, context, s, t, noise, share = joint_batch()
     mine = share[rank]
     Draws.stratified = lambda draws, n: t[mine]
     Draws.normal = lambda draws, *shape: noise[mine]
-    fmlm.sample_context = lambda prompt, draws, cosine=False: (context[mine], None)
+    fmlm.sample_context = lambda prompt, draws: (context[mine], None)
+    fmlm.sample_bridge_context = lambda prompt, draws: context[mine]
+    fmlm.sample_bridge_times = lambda n, draws, sigma: t[mine]
     fmlm.sample_times = lambda n, diagonal, draws, boundary=0, distilled=0: (s[mine], t[mine])
     run.loss(run.network, (x1[mine].argmax(-1), None)).backward()
     gradients = {name: weight.grad for name, weight in run.model.named_parameters()
@@ -1225,16 +1229,21 @@ def gradients_of_its_share(rank, environment, objective, folder):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("objective", ["fmlm+", "mdm", "flm"])
+@pytest.mark.parametrize("objective", ["fmlm+", "mdm", "flm", "mlfm"])
 def test_two_processes_average_to_the_gradients_of_one_with_the_joint_batch(objective, tmp_path):
     assert statuses(two(gradients_of_its_share, objective, str(tmp_path))) == [0, 0]
     both = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
-    model, (x1, context, s, t, noise, share) = random_model(objective == "flm"), joint_batch()
+    model = random_model(fmlm.BridgeDenoiser if objective == "mlfm" else Denoiser,
+                         **dict(tau=True) if objective == "flm" else {})
+    if objective == "mlfm":
+        model.sigma.fill_(0.5)
+    x1, context, s, t, noise, share = joint_batch()
     model.time_t.requires_grad_(objective == "fmlm+")
     tau = fmlm.inverse_decoding_time(t, 4)  # the times of an FLM are drawn in decoding time
     batch = Batch(x1, None, context, s, t, data_and_self(model, 8, 4))
     loss = {"mdm": lambda: fmlm.mdm_loss(model, x1, context),
             "flm": lambda: fmlm.flm_loss(model, x1, tau, noise),
+            "mlfm": lambda: fmlm.mlfm_loss(model, x1, context, t, noise, 0.5),
             "fmlm+": lambda: fmlm.flow_map_loss(model, batch, noise)}[objective]()
     loss.backward()
     expected = {name: weight.grad for name, weight in model.named_parameters()
