@@ -12,7 +12,7 @@ from harness.tasks import TASKS, Task, load_task
 
 DEFAULTS = dict(objective="fmlm+", lr=2e-3, warmup=100, ema=0.999, seed=0, bf16=True, compile=True,
                 recipe=True, minutes=3.0, batch=128, width=64, depth=4, heads=4)
-SIGMA = 0.5  # of MLFM's bridge, chosen on boards; published: 0.2, in a space of embeddings
+SIGMA = 0.5  # of MLFM's bridge, chosen on 4x4 boards; published: 0.2, in a space of embeddings
 
 
 def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, Task, dict | None]:

@@ -629,7 +629,8 @@ def test_given_the_noise_to_signal_neither_the_posterior_nor_the_network_depends
 
 # ---- sigma, from the command line to the sampler
 
-TINY = "sudoku4 --width 16 --depth 1 --heads 1 --batch 8 --no-compile --device cpu --no-table".split()
+TINY = ("sudoku4 --width 16 --depth 1 --heads 1 --batch 8 --no-compile --device cpu "
+        "--no-table").split()
 
 
 def trained(path, *arguments):

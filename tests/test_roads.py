@@ -417,8 +417,8 @@ def test_an_fmlm_is_trained_at_s_and_t_whose_taus_have_the_law_of_uniform_diff()
 @pytest.mark.parametrize("words, sigma", [([], 0.5), (["--sigma", "2"], 2)])
 def test_an_mlfm_is_trained_at_uniform_log_noise_behind_a_cosine_mask(words, sigma):
     """gamma = log(sigma^2 (1-t)/t) has the mean -2 and the variance 16^2/12, a share 0.05 + 0.95
-    2/pi of the tokens is hidden, and those of a sequence of 6 where the rate would hide none: rate
-    r leaves none with (1-r)^6, in the mean over U 0.0373, by quadrature; one of 6 then is 0.0062."""
+    2/pi of the tokens is hidden, and one token of 6 where the rate r would hide none, which happens
+    with (1-r)^6: a sum over U."""
     n = 2000
     _, s, t, context, _ = draws(n, "--objective", "mlfm", *words)
     gamma = (sigma**2 * (1 - t.double()) / t).log()
