@@ -56,7 +56,7 @@ class Residual(nn.Module):
 
     def log_weight(self, s: Tensor) -> Tensor:
         """w(s), (B, L): the loss is exp(-w) L + w, at its least where w is the log of L's mean."""
-        return self.weight(self.body.told(s))[..., 0]
+        return self.weight(self.body.told(s))[..., 0].float()
 
 
 def half_jumps(model: Callable, teacher: Model, x: Tensor, s: Tensor, t: Tensor,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 import fmlm
-from harness.checkpoints import alike, baseline, load_checkpoint, read_checkpoint
+from harness.checkpoints import LARGEST, alike, baseline, load_checkpoint, read_checkpoint
 from harness.tasks import Task
 
 if TYPE_CHECKING:
@@ -65,12 +65,11 @@ def fits(run: Run, state: dict, allowed: dict, option: str, path: str) -> None:
     objective that is allowed. Whether it is told t or tau is its own affair."""
     own, suits = run.info, allowed.get(run.info["objective"], ())
     depth = max(state["network"]["depth"], own["network"]["depth"])
-    size = lambda network: {name: size for name, size in network.items() if name != "tau"}
-    if (state["objective"] not in suits
-            or size(state["network"]) | {"depth": depth} != size(own["network"])
+    sizes = [{name: info["network"][name] for name in LARGEST} for info in (state, own)]
+    if (state["objective"] not in suits or sizes[0] | {"depth": depth} != sizes[1]
             or any(state[name] != own[name] for name in ("task", "state"))):
-        words = [", ".join(str(info[name]) for name in ("task", "objective", "network"))
-                 for info in (state, own)]
+        words = [", ".join(map(str, (info["task"], info["objective"], size)))
+                 for info, size in zip((state, own), sizes)]
         raise ValueError(f"{option} {path} is {words[0]}, but this run, {words[1]}, needs its own "
                          "task and size (or fewer blocks), trained as "
                          f"{' or '.join(suits) or 'nothing: it takes none'}")

@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 import re
+from argparse import Namespace
 from functools import partial
 from types import SimpleNamespace
 
@@ -482,6 +483,20 @@ def test_a_flow_map_teacher_teaches_the_whole_diagonal_at_its_own_times():
     assert options.distill is None and (s[:16] == t[:16]).all() and (s[:16] > 0).all()
 
 
+def test_an_mdm_and_a_flow_map_teach_at_once_each_its_own_rows():
+    """Of 32 rows 8 are the MDM's, at s = t = 0, and of the 24 others half lie on the diagonal."""
+    options, mdm, teacher, spy = options_of("--teacher", "an MDM", "--distill", "0.25"), *(
+        Spy() for _ in range(3))
+    x1 = F.one_hot(torch.randint(4, (32, 6), generator=seeded(1)), 4).float()
+    training_loss(options, spy, x1, seeded(2), mdm=masked(mdm), teacher=teacher)
+    x, s, t = spy.asked[-1]
+    (_, s_mdm, _), = mdm.asked
+    (x_flow, s_flow, t_flow), = teacher.asked
+    assert len(s_mdm) == 8 and s_mdm.equal(s[:8])
+    assert x_flow.equal(x[8:20]) and s_flow.equal(s[8:20]) and t_flow.equal(s_flow)
+    assert (s_flow.amin(1) > 0).all() and len(spy.asked[0][0]) == 12, "the rest is its own"
+
+
 # ---- the roads, from the command line
 
 def run_of(*arguments):
@@ -579,6 +594,95 @@ def test_an_mdm_teaches_a_quarter_unless_told_otherwise_and_through_a_mask(files
     run = run_of("--teacher", files["fmlm+"])
     assert run.options.distill is None and run.mdm is None
     assert not run.teacher(x, zero, zero).equal(run.teacher(9 * x, zero, zero))
+
+
+def test_two_teachers_are_kept_and_found_again_in_either_order(files, tmp_path):
+    path = str(tmp_path / "run.pt")
+    for names in (["mdm", "flm+"], ["fmlm+", "mdm"]):
+        teachers = [files[name] for name in names]
+        arguments = [word for path in teachers for word in ("--teacher", path)]
+        assert train.main([*TINY, *arguments, "--steps", "2", "--out", path]) == 0
+        state = read_checkpoint(path)
+        assert state["options"]["teacher"] == teachers and state["options"]["distill"] == 0.25
+        assert train.main(["--resume", path, "--steps", "3"]) == 0
+        run = run_of(*arguments)
+        x, s, _ = inputs()
+        flow = load_checkpoint(files[[name for name in names if name != "mdm"][0]])[0]
+        assert run.teacher(x, s, s).equal(flow(x, s, s)) and run.mdm is not None
+
+
+def test_a_run_of_one_teacher_as_older_files_name_it_is_resumed(files, tmp_path):
+    path = str(tmp_path / "run.pt")
+    assert train.main([*TINY, "--teacher", files["mdm"], "--steps", "2", "--out", path]) == 0
+    state = read_checkpoint(path)
+    lacks = ("weighting", "prompted")
+    options = {name: value for name, value in state["options"].items() if name not in lacks}
+    old = {name: value for name, value in state.items() if name not in lacks}
+    torch.save(old | {"options": options | {"teacher": files["mdm"]}}, path)
+    assert train.main(["--resume", path, "--steps", "3"]) == 0
+    state = read_checkpoint(path)
+    assert state["step"] == 3 and state["options"]["teacher"] == [files["mdm"]]
+
+
+def test_a_network_is_told_tau_or_t_as_the_weights_are_that_it_goes_on_from(files, tmp_path):
+    """By default an FLM is told tau; its student and who starts from it are told the same, and
+    without a word in the file it is t."""
+    tau = lambda path: read_checkpoint(path)["network"].get("tau", False)
+    assert tau(files["flm"]) and tau(files["fmlm"]) and not tau(files["fmlm+"])
+    old, path = str(tmp_path / "old.pt"), str(tmp_path / "run.pt")
+    state = read_checkpoint(files["flm"])
+    del state["network"]["tau"]
+    torch.save(state, old)
+    assert load_checkpoint(old)[0].decided is None and not tau(old)
+    for teacher in (files["flm"], old):
+        assert train.main([*TINY, "--objective", "fmlm", "--teacher", teacher, "--steps", "2",
+                           "--out", path]) == 0
+        assert tau(path) == tau(teacher) and read_checkpoint(path)["options"]["tau"]
+        assert train.main(["--resume", path, "--steps", "3"]) == 0 and tau(path) == tau(teacher)
+    assert train.main([*TINY, "--init", files["fmlm"], "--steps", "2", "--out", path]) == 0
+    assert tau(path) and read_checkpoint(path)["options"]["tau"] is None
+    assert train.main(["--resume", path, "--steps", "3"]) == 0 and tau(path)
+    assert train.main([*TINY, "--objective", "flm", "--no-tau", "--steps", "2", "--out", path]) == 0
+    assert train.main(["--resume", path, "--steps", "3"]) == 0 and not tau(path)
+    assert read_checkpoint(path)["options"]["tau"] is False
+
+
+def test_an_flm_with_prompts_keeps_them_clean_and_learns_nothing_of_them():
+    """The prompt is at s = t = 1, the rest of a sequence at one time."""
+    x1 = F.one_hot(torch.randint(4, (64, 6), generator=seeded(1)), 4).float()
+    prompt = torch.rand(64, 6, generator=seeded(2)) < 0.4
+    for objective in ("flm", "fmlm"):
+        spy, options = Spy(), options_of("--objective", objective)
+        run = SimpleNamespace(options=options, draws=Draws(seeded(3)), mdm=None, teacher=None,
+                              recipe=None, parts={}, task=SimpleNamespace(vocab_size=4))
+        run.halve = partial(Run.halve, run)
+        _, context = LOSSES[objective](run, spy, x1, prompt)
+        x, s, t = spy.asked[-1]
+        assert context.equal(prompt) and ((s == 1) & (t == 1)).equal(prompt)
+        assert x[prompt].equal(x1[prompt]) and not x[~prompt].equal(x1[~prompt])
+        for time in (s, t):
+            own = time.where(~prompt, torch.nan)
+            assert all(row[~row.isnan()].unique().numel() <= 1 for row in own)
+        for asked in spy.asked[:-1]:
+            assert (asked[1] == 1).equal(prompt[32:]) and (asked[2][prompt[32:]] == 1).all()
+
+
+def test_only_an_flm_that_was_trained_with_prompts_completes_one(tmp_path, capsys):
+    path, puzzle = str(tmp_path / "run.pt"), "1..4............"
+    train_it = [*TINY, "--objective", "flm", "--steps", "2", "--out", path]
+    for arguments, known in (([], False), (["--puzzles", "5"], True)):
+        assert train.main([*train_it, *arguments]) == 0
+        assert read_checkpoint(path)["prompted"] is known
+        capsys.readouterr()
+        assert sample.main([path, "--puzzle", puzzle]) == (0 if known else 2)
+        said = capsys.readouterr()
+        assert "of 1 solved" in said.out if known else "trained without prompts" in said.err
+        document = evaluate.evaluate(path, Namespace(
+            device=torch.device("cpu"), compile=False, bf16=False, threshold=None, n=2, seed=0,
+            clues=[6] if known else None, sampler=None, nfe=[2], json=True))
+        assert ("puzzles" in document) is known and "likelihood" not in document
+    assert train.main(["--resume", path, "--steps", "3"]) == 0
+    assert read_checkpoint(path)["prompted"] and read_checkpoint(path)["options"]["puzzles"] == 5
 
 
 FROM = {("fmlm+", "mdm"), ("fmlm+", "fmlm+"), ("fmlm+", "fmlm"), ("fmlm+", "flm+"),
