@@ -572,11 +572,12 @@ def main(arguments: list[str] | None = None) -> int:
     most, answer = options.attempts, None
     if most is None and solving and sampler.chance and info["objective"] in JUDGES:
         most = task.attempts
-    if options.check_rules and most is None:
-        raise ValueError("--check-rules chooses among attempts: say how many by --attempts")
+    if most is None and (options.check_rules or options.believe):
+        raise ValueError("--check-rules and --believe choose among attempts: say how many by "
+                         "--attempts")
     if most is not None:
         decides = judge_by_rules(task) if options.check_rules else judge_for(info["objective"])
-        decides = decides._replace(believe=options.believe)
+        decides = decides._replace(believe=options.believe or decides.believe)
     start = time.perf_counter()
     with precise:
         nfe = options.nfe or usual(info["objective"], len(task.coords), [4])[0]

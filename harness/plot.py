@@ -119,6 +119,9 @@ def draw_curves(panels: Panels, title: str | None) -> Figure:
             else:
                 axis.vlines(nfe, low, high, color=style["color"], clip_on=False)
         ticks = sorted({nfe for points in lines.values() for nfe, *_ in points})
+        if any(tick % 1 for tick in ticks):  # means: there are many, and none is a round number
+            first, last = math.floor(math.log2(ticks[0])), math.ceil(math.log2(ticks[-1]))
+            ticks = [2**k for k in range(first, last + 1)]
         axis.set_xscale("log", base=2)
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.set(xlabel="network passes (NFE)", ylim=(0, 100))

@@ -36,8 +36,8 @@ def parser(samplers: list[str]) -> commands.Parser:
     add("--attempts", type=commands.whole(1, 10**5), metavar="K",
         help="draw, let the model judge what it drew, and draw anew what it does not believe, K "
         "times at most (default for puzzles: 64; else what is drawn is not judged)")
-    add("--believe", type=commands.number(0, 1), metavar="P", default=0.9,
-        help="the probability from which the judge believes a draft (default 0.9)")
+    add("--believe", type=commands.number(0, 1), metavar="P",
+        help="of --attempts: the probability from which the judge believes a draft (default 0.9)")
     add("--check-rules", action="store_true",
         help="let the rules of the task decide in place of the model's judgement")
     shown = parser.add_mutually_exclusive_group()

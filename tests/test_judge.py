@@ -320,6 +320,7 @@ BAD = {
     "belief 0": (["--believe", "0"], "--believe: must be a number above 0 and at most 1"),
     "belief 2": (["--believe", "2"], "--believe"), "belief nan": (["--believe", "nan"], "--believe"),
     "rules without attempts": (["--check-rules"], "say how many by --attempts"),
+    "belief without attempts": (["--believe", "0.5"], "say how many by --attempts"),
 }
 
 
