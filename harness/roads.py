@@ -57,7 +57,7 @@ class Road(NamedTuple):
 # jumps are 2 of the student and 2 of its teacher, the first of which the jump itself shares; what
 # the compression learns is a jump of that map, 1 of either network.
 FLOW, POSTERIOR = ("flow-map-tau", "flow-map"), ("posterior",)
-MASKED, PROMOTION = ("confidence-sampled", "ancestral"), ("promotion", "promotion-short")
+MASKED, PROMOTION = ("confidence-sampled", "ancestral"), ("promotion",)
 THIRD = 1 / 3
 ROADS = {
     "fmlm+": Road("", 4, 1, ("posterior", "flow-map"), "FMLM+ from scratch"),
