@@ -110,8 +110,8 @@ def draw_curves(curves: Curves) -> Figure:
         axis.grid(axis="y", color="#e0e0e0", linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
     axes[1].axhspan(curves.entropy - MATCHED, curves.entropy + MATCHED, color="#e0e0e0", zorder=0)
-    axes[0].annotate("the text itself", (0.995, curves.perplexity), fontsize=8, va="bottom",
-                     xycoords=("axes fraction", "data"), ha="right")
+    axes[0].annotate("the text itself", (0.005, curves.perplexity), fontsize=8, va="bottom",
+                     xycoords=("axes fraction", "data"))
     ticks = [2**k for k in range(12) if 2**k <= 1.2 * max(
         passes for points in curves.lines.values() for passes, *_ in points)]
     axes[1].set_xscale("log", base=2)

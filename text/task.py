@@ -18,7 +18,7 @@ import torch
 from torch import Generator, Tensor
 
 from harness.checkpoints import LARGEST
-from harness.commands import say
+from harness.commands import processes, say
 from harness.tasks import Draw, Task
 from text import corpus
 from text.pairs import BytePairs, read_merges
@@ -263,6 +263,7 @@ def check_memory(batch: int, length: int, vocab: int, device: torch.device) -> N
     """ValueError where a training step cannot fit: (B, L, V) numbers, COPIES times, of 4 bytes."""
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
+        batch //= processes()[1]  # each has a GPU, and its part of the batch
     elif hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     else:  # Windows does not say
