@@ -127,7 +127,8 @@ def _check(options: argparse.Namespace, task: Task) -> None:
             *others, last = those
             those = f"{', '.join(others)} and {last}" if others else last
             raise ValueError(f"--{name} is for {those}, not for {options.objective}")
-    if options.objective in BASELINES and options.objective in runs.TEACHERS and not options.teacher:
+    taught = options.objective in BASELINES and options.objective in runs.TEACHERS
+    if taught and not options.teacher:
         suits = " or ".join(runs.TEACHERS[options.objective])
         raise ValueError(f"{options.objective} learns from a frozen {suits}: name one with "
                          "--teacher")

@@ -69,7 +69,7 @@ ROADS = {
     "sflm": Road("--objective sflm", 3, 1, ("sflm",), "S-FLM"),
     "sflm-naive": Road("--objective sflm-naive", 3, 1, ("sflm-naive",), "S-FLM, naive schedule"),
     "flm": Road("--objective flm", 3, 1, FLOW, "FLM"),
-    "flm-t": Road("--objective flm --no-tau", 3, 1, FLOW, "FLM trained uniform in t"),
+    "flm-t": Road("--objective flm --no-tau", 3, 1, FLOW, "FLM in t, not τ"),
     "flm+": Road("--objective flm+", 3, 1, ("flow-map",), "FLM+"),
     "mlfm": Road("--objective mlfm", 3, 1, PROMOTION, "MLFM from scratch"),
     "half-mdm": Road("--objective mdm", 3, 1 / 2),

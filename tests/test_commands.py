@@ -459,7 +459,7 @@ TRAINING = {  # arguments, with {names} of files, and what the sentence must say
     "the second teacher as out": (["--teacher", "{mdm}", "--teacher", "{flm+}", "--out", "{flm+}"],
                                   "--teacher {flm+} would be overwritten"),
     "stage 1 without a teacher": ([*TINY, "--objective", "fmlm-residual", "--out", "{folder}/x"],
-                                  "fmlm-residual learns from a frozen flm: name one with --teacher"),
+                                  "fmlm-residual learns from a frozen flm: name one with --"),
     "stage 2 without a teacher": ([*TINY, "--objective", "fmlm-compressed", "--out", "{folder}/x"],
                                   "fmlm-compressed learns from a frozen fmlm-residual: name one"),
     "stage 2 from stage 0": ([*TINY, "--objective", "fmlm-compressed", "--teacher", "{flm}",
@@ -469,7 +469,8 @@ TRAINING = {  # arguments, with {names} of files, and what the sentence must say
                               "--out", "{folder}/x"], "--teacher {fmlm} is sudoku4, fmlm",
                              "trained as flm"),
     **{f"weighting for {objective}": (["--objective", objective, "--weighting", "elbo", "--out",
-                                       "{folder}/x"], f"--weighting is for mdm, not for {objective}")
+                                       "{folder}/x"],
+                                      f"--weighting is for mdm, not for {objective}")
        for objective in ("fmlm+", "mlfm", "flm")},
     "weighting unknown": (["--objective", "mdm", "--weighting", "log"], "argument --weighting"),
     "resume with another weighting": (["--resume", "{mdm}", "--weighting", "elbo"],

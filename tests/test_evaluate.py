@@ -542,7 +542,7 @@ def test_steps_that_are_no_whole_number_are_evaluated_as_unknown(step, checkpoin
 REFUSED = {
     "a puzzle for an flm": ("flm", ["--clues", "8"],
                             "is an flm trained without prompts, so it cannot solve puzzles"),
-    "a puzzle for an fmlm": ("fmlm", ["--clues", "minimal"], "was trained as fmlm, which knows no"),
+    "a puzzle for an fmlm": ("fmlm", ["--clues", "minimal"], "is an fmlm trained without prompts"),
     "a threshold of all": ("fmlm+", ["--threshold", "0.999"],
                            "--threshold is of Posterior Refinement, not of the sampler 'a-priori'"),
     "a threshold of a flow map": ("fmlm+", ["--sampler", "flow-map", "--threshold", "0.9"],
