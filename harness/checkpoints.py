@@ -32,13 +32,8 @@ BASELINES = {"ar": "baselines.ar", "duo": "baselines.duo", "candi": "baselines.c
              "sflm": "baselines.sflm", "sflm-naive": "baselines.sflm",  # other systems' objectives
              "fmlm-residual": "baselines.two_stage", "fmlm-compressed": "baselines.two_stage"}
 ONE_BY_ONE = ("ar",)  # a pass a token, no less
-<<<<<<< HEAD
-IN_TAU = ("flm", "fmlm", "fmlm-residual", "fmlm-compressed")  # no context but a prompt, times in tau
-LARGEST = dict(vocab_size=65536, width=4096, depth=128, heads=4096)  # none larger is made or read
-=======
 IN_TAU = ("flm", "fmlm", "fmlm-residual", "fmlm-compressed")  # know a prompt at most
-LARGEST = dict(vocab_size=4096, width=4096, depth=128, heads=4096)  # none larger is made or read
->>>>>>> flm
+LARGEST = dict(vocab_size=65536, width=4096, depth=128, heads=4096)  # none larger is made or read
 MOST_ENTRIES, MOST_OPERATIONS, LONGEST_PICKLE = 20_000, 2**20, 2**23  # over three times LARGEST
 GLOBALS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2",  # what torch.save names
            *(f"torch {kind}Storage" for kind in "Float Double Half Long Int Byte Bool".split())}
