@@ -316,7 +316,7 @@ def token_promotion(model: Model, tokens: Tensor, known: Tensor, rounds: int,
 
 
 @torch.no_grad()
-def judge(model: Model, tokens: Tensor, known: Tensor, s: float = 0.6,
+def judge(model: Model, tokens: Tensor, known: Tensor, s: float = 0.7,
           generator: Generator | None = None) -> Tensor:
     """How surely the model would write a finished draft again (ours, not the papers'):
 

@@ -56,7 +56,7 @@ SCORES: dict[str, tuple[int, Score]] = {  # name -> passes, score
     "a-priori, delta_00": (1, partial(asked_at, s=0.0, t=0.0)),
     **{f"delta_s1, s = {s}": (1, partial(asked_at, s=s, t=1.0)) for s in (0.4, 0.6, 0.8)},
     **{f"D_s, s = {s}": (1, partial(judge, s=s)) for s in TIMES},
-    "D_0.6, two noises": (2, averaged),
+    "D_0.7, two noises": (2, averaged),
     "halves, delta_00": (2, partial(judge_by_halves, noise=1)),
 }
 
@@ -219,7 +219,8 @@ def measure(model: Model, shape: sudoku.Shape, objective: str, clues: int | str,
         given, solutions = sudoku.load_puzzles(shape, clues, options.n, options.puzzles)
         right_of = lambda tokens: (tokens == solutions).all(1)
     judged, name = judge_for(objective), "a-priori-sampled"
-    sampler, foil = (choose_sampler(objective, name)[1] for name in ("posterior", name))
+    sampler, foil = (choose_sampler(objective, each, threshold)[1] for each, threshold in (
+        ("posterior", options.threshold), (name, None)))
     run = partial(climb, model, given=given, right_of=right_of, nfe=options.nfe,
                   most=options.attempts, believe=judged.believe, seed=options.seed)
     result = {"scores": scores(model, sampler, given, right_of, options.nfe, options.seed,
@@ -244,6 +245,8 @@ def main(arguments: list[str] | None = None) -> int:
     add("--clues", type=commands.clue_count, nargs="+", default=[30, "minimal"],
         help="kinds of puzzles, 0 for boards from nothing (default 30 minimal)")
     add("--nfe", type=commands.NFE, default=4, help="passes of an attempt, at most (default 4)")
+    add("--threshold", type=commands.number(0, math.inf, open=False), metavar="P",
+        help="of Posterior Refinement (default: 1 - 0.05 / nfe)")
     add("--attempts", type=commands.whole(1, 10**5), default=16, help="at most (default 16)")
     add("--seed", type=commands.SEED, default=0, help="of the noise")
     add("--puzzles", type=commands.SEED, default=0, help="seed of the puzzles")

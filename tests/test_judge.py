@@ -318,7 +318,8 @@ BAD = {
     "no attempts": (["--attempts", "0"], "--attempts: must be a whole number from 1"),
     "no number": (["--attempts", "many"], "--attempts"),
     "belief 0": (["--believe", "0"], "--believe: must be a number above 0 and at most 1"),
-    "belief 2": (["--believe", "2"], "--believe"), "belief nan": (["--believe", "nan"], "--believe"),
+    "belief 2": (["--believe", "2"], "--believe"),
+    "belief nan": (["--believe", "nan"], "--believe"),
     "rules without attempts": (["--check-rules"], "say how many by --attempts"),
     "belief without attempts": (["--believe", "0.5"], "say how many by --attempts"),
 }
