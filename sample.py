@@ -316,7 +316,7 @@ def token_promotion(model: Model, tokens: Tensor, known: Tensor, rounds: int,
 
 
 @torch.no_grad()
-def judge(model: Model, tokens: Tensor, known: Tensor, s: float = 0.7,
+def judge(model: Model, tokens: Tensor, known: Tensor, s: float | None = None,
           generator: Generator | None = None) -> Tensor:
     """How surely the model would write a finished draft again (ours, not the papers'):
 
@@ -326,15 +326,17 @@ def judge(model: Model, tokens: Tensor, known: Tensor, s: float = 0.7,
     them disagrees with it in some token: the disagreements that D_s expects sum to 1 at least, and
     log(1 - q) <= -q, so an exact model scores it -1 or less at **every** s. A right one rises to 0
     as s rises and all other sequences are ruled out. A network near 1 reads each token off x_s
-    alone, which is all that data asks of it there, so s is below that. tokens: (B, L) int64;
-    known: (B, L) bool. Returns (B,); 0 where nothing was generated. Raises ValueError for an s
-    outside (0, 1).
+    alone, which is all that data asks of it there, so s is the latest time at which wrong drafts
+    still keep to the bound: by default 0.6, and 0.7 where nothing is given and more is to be ruled
+    out. tokens: (B, L) int64; known: (B, L) bool. Returns (B,); 0 where nothing was generated.
+    Raises ValueError for an s outside (0, 1).
     """
     check_tokens(model, tokens, torch.ones_like(known))
-    if not 0 < s < 1:
+    if s is not None and not 0 < s < 1:
         raise ValueError(f"the judge's time s must lie between 0 and 1, got {s}")
     x1 = F.one_hot(tokens, model.vocab_size).float()
-    time = token_times(torch.full_like(x1[:, 0, 0], s), known)
+    time = torch.where(known.any(1), 0.6, 0.7) if s is None else torch.full_like(x1[:, 0, 0], s)
+    time = token_times(time, known)
     noise = torch.randn(x1.shape, generator=generator, device=x1.device)
     log_p = model(interpolate(x1, noise, time), time, time).gather(-1, tokens[..., None])[..., 0]
     return torch.where(known, 0.0, log_p).sum(1)

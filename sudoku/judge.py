@@ -56,7 +56,7 @@ SCORES: dict[str, tuple[int, Score]] = {  # name -> passes, score
     "a-priori, delta_00": (1, partial(asked_at, s=0.0, t=0.0)),
     **{f"delta_s1, s = {s}": (1, partial(asked_at, s=s, t=1.0)) for s in (0.4, 0.6, 0.8)},
     **{f"D_s, s = {s}": (1, partial(judge, s=s)) for s in TIMES},
-    "D_0.7, two noises": (2, averaged),
+    "default s, two noises": (2, averaged),
     "halves, delta_00": (2, partial(judge_by_halves, noise=1)),
 }
 

@@ -117,6 +117,13 @@ def test_the_halves_of_an_exact_model_know_a_board_of_few_symbols_from_one_with_
     assert bad.max() < right.median()
 
 
+def test_it_asks_at_0_6_where_something_is_given_and_at_0_7_where_nothing_is():
+    model = asked_of(lambda x, s, t: torch.full_like(x, 0.5))
+    judge(model, torch.zeros(2, 2, dtype=torch.int64), torch.tensor([[True, False], [False] * 2]))
+    (_, s, _), = model.calls
+    assert torch.allclose(s, torch.tensor([[1, 0.6], [0.7, 0.7]]))
+
+
 @pytest.mark.parametrize("s", [0, 1, -0.1, math.nan])
 def test_a_time_outside_0_and_1_is_refused(s):
     with pytest.raises(ValueError, match="between 0 and 1"):
