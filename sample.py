@@ -26,13 +26,14 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from fmlm import (Model, bridge_step, check_sigma, clearness, flow_map, interpolate,
-                  inverse_clearness, inverse_decoding_time, token_times)
+from fmlm import (Model, bridge_step, check_sigma, clearness, flow_map, inverse_clearness,
+                  inverse_decoding_time, token_times)
 from harness import commands, speed, terminal
+from harness.attempts import JUDGES, attempts, judge_by_rules, judge_for
 from harness.checkpoints import (BASELINES, baseline, completes, load_checkpoint,
                                  newest_checkpoint, task_of)
-from harness.measure import BATCH, passes_used, usual
-from harness.tasks import Task, name_of
+from harness.measure import BATCH, check_tokens, passes_used, usual
+from harness.tasks import name_of
 
 
 # --------------------------------------------------------------------------------------------------
@@ -133,17 +134,6 @@ def sample_words(p: Tensor, u: Tensor) -> Tensor:
     where rounding leaves u above all of it, the last word that has any probability."""
     below = p.cumsum(-1)
     return torch.minimum((below <= u[..., None]).sum(-1), (below < below[..., -1:]).sum(-1))
-
-
-def check_tokens(model: Model, tokens: Tensor, known: Tensor) -> None:
-    """ValueError unless tokens are (B, L) int64, known (B, L) bool, and known tokens are words."""
-    if tokens.dim() != 2 or tokens.dtype != torch.int64:
-        raise ValueError(f"tokens must be (B, L) int64, got {tuple(tokens.shape)} {tokens.dtype}")
-    if known.shape != tokens.shape or known.dtype != torch.bool:
-        raise ValueError(f"known must be bool of the shape of tokens, {tuple(tokens.shape)}, "
-                         f"got {tuple(known.shape)} {known.dtype}")
-    if (known & ((tokens < 0) | (tokens >= model.vocab_size))).any():
-        raise ValueError(f"known tokens must lie in 0 ... {model.vocab_size - 1}")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -311,135 +301,7 @@ def token_promotion(model: Model, tokens: Tensor, known: Tensor, rounds: int,
 
 
 # --------------------------------------------------------------------------------------------------
-# 3. The judge
-# --------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def judge(model: Model, tokens: Tensor, known: Tensor, s: float | None = None,
-          generator: Generator | None = None) -> Tensor:
-    """How surely the model would write a finished draft again (ours, not the papers'):
-
-        score = sum over generated tokens of log D_s(x_s)[token],   x_s = (1-s) noise + s draft
-
-    in one pass, known tokens clean. A wrong draft is none of the sequences of the data, so each of
-    them disagrees with it in some token: the disagreements that D_s expects sum to 1 at least, and
-    log(1 - q) <= -q, so an exact model scores it -1 or less at **every** s. A right one rises to 0
-    as s rises and all other sequences are ruled out. A network near 1 reads each token off x_s
-    alone, which is all that data asks of it there, so s is the latest time at which wrong drafts
-    still keep to the bound: by default 0.6, and 0.7 where nothing is given and more is to be ruled
-    out. tokens: (B, L) int64; known: (B, L) bool. Returns (B,); 0 where nothing was generated.
-    Raises ValueError for an s outside (0, 1).
-    """
-    check_tokens(model, tokens, torch.ones_like(known))
-    if s is not None and not 0 < s < 1:
-        raise ValueError(f"the judge's time s must lie between 0 and 1, got {s}")
-    x1 = F.one_hot(tokens, model.vocab_size).float()
-    time = torch.where(known.any(1), 0.6, 0.7) if s is None else torch.full_like(x1[:, 0, 0], s)
-    time = token_times(time, known)
-    noise = torch.randn(x1.shape, generator=generator, device=x1.device)
-    log_p = model(interpolate(x1, noise, time), time, time).gather(-1, tokens[..., None])[..., 0]
-    return torch.where(known, 0.0, log_p).sum(1)
-
-
-@torch.no_grad()
-def judge_by_halves(model: Model, tokens: Tensor, known: Tensor, noise: float = 0,
-                    generator: Generator | None = None) -> Tensor:
-    """The same question to a model that knows s = t = 0 only, in two passes (ours): each of two
-    random halves of the generated tokens, given the other half. An MDM's and MLFM's `noise` is 0.
-    """
-    check_tokens(model, tokens, torch.ones_like(known))
-    x1 = F.one_hot(tokens, model.vocab_size).float()
-    order = torch.rand(known.shape, generator=generator, device=known.device)
-    order = torch.where(known, -1.0, order).argsort(1).argsort(1)
-    middle = (known.sum(1, keepdim=True) + known.shape[1]) // 2
-    score = torch.zeros_like(x1[:, 0, 0])
-    for asked in (order >= middle, ~known & (order < middle)):
-        x0 = torch.randn(x1.shape, generator=generator, device=x1.device) * noise
-        time = (~asked).float()
-        log_p = model(interpolate(x1, x0, time), time, time).gather(-1, tokens[..., None])[..., 0]
-        score = score + torch.where(asked, log_p, 0.0).sum(1)
-    return score
-
-
-class Judge(NamedTuple):
-    """Who decides whether a finished draft is believed, and from which probability on."""
-
-    score: Callable[..., Tensor]  # (model, tokens, known, generator=) -> (B,) log-probabilities
-    passes: int = 1
-    believe: float = 0.9
-
-
-JUDGES = {"fmlm+": Judge(judge), "mdm": Judge(judge_by_halves, 2),
-          "mlfm": Judge(judge_by_halves, 2)}
-
-
-def judge_for(objective: str) -> Judge:
-    """ValueError for an objective that cannot judge."""
-    if objective not in JUDGES:
-        raise ValueError(f"a model trained as {objective} cannot judge what it drew: use "
-                         f"{' or '.join(JUDGES)}, or leave --attempts out")
-    return JUDGES[objective]
-
-
-def judge_by_rules(task: Task) -> Judge:
-    """The task's rules in place of the model. ValueError for a task that has none."""
-    def score(model: Model, tokens: Tensor, known: Tensor, generator: Generator | None) -> Tensor:
-        right = task.judge(tokens, tokens.where(known, -1))
-        if right is None:
-            raise ValueError(f"{task.name} has no rules to check: leave --check-rules out")
-        return right.float().log()
-
-    return Judge(score, passes=0)
-
-
-class Answer(NamedTuple):
-    """What `attempts` ends with, n sequences each: the surest attempt, whether it is believed, the
-    passes and the attempts that it took. And what it went through, a tuple an attempt: which
-    sequences were tried, (m,); their scores, (m,); the trace of each batch of them."""
-
-    tokens: Tensor
-    believed: Tensor
-    passes: Tensor
-    tried: Tensor
-    trace: list
-
-
-def attempts(sampler: Sampler, model: Model, given: Tensor, nfe: int, most: int, judge: Judge,
-             generator: Generator | None = None) -> Answer:
-    """Complete `given` (n, L), -1 where unknown; judge; what is not believed is completed anew,
-    from fresh noise, at most `most` times (ours). The surest attempt is kept, a failed one
-    otherwise forgotten.
-
-    The first attempt is `Sampler.complete` bit for bit, for judging comes after it. Later ones take
-    what is left, so a sequence that is believed costs nothing more. The judge's passes count.
-    Raises ValueError for most < 1, believe outside (0, 1], or a sampler that leaves no chance.
-    """
-    if most < 1 or not 0 < judge.believe <= 1:
-        raise ValueError("there is 1 attempt at least, believed from a probability in (0, 1], not "
-                         f"{most} and {judge.believe}")
-    if most > 1 and not sampler.chance:
-        raise ValueError("this sampler draws the same in every attempt: use one that is sampled")
-    tokens, left, trace = given.clone(), torch.arange(len(given), device=given.device), []
-    score = torch.full_like(left, -torch.inf, dtype=torch.float32)
-    passes, tried = torch.zeros_like(left), torch.zeros_like(left)
-    while len(left) and len(trace) < most:
-        parts, traces = given[left].split(BATCH), []
-        drawn = sampler.complete(model, given[left], nfe, generator, traces)
-        scores = torch.cat([judge.score(model, draft, part >= 0, generator=generator)
-                            for draft, part in zip(drawn.split(BATCH), parts)])
-        used = torch.cat([passes_used(part >= 0, each) for part, each in zip(parts, traces)])
-        passes[left] += used + judge.passes * (used > 0)
-        tried[left] += 1
-        trace.append((left, scores, traces))
-        surer = ~(scores < score[left])
-        tokens[left[surer]], score[left[surer]] = drawn[surer], scores[surer]
-        left = left[~(scores.exp() >= judge.believe)]
-    return Answer(tokens, score.exp() >= judge.believe, passes, tried, trace)
-
-
-# --------------------------------------------------------------------------------------------------
-# 4. By name
+# 3. By name
 # --------------------------------------------------------------------------------------------------
 
 
@@ -541,7 +403,7 @@ def choose_sampler(objective: str, name: str | None = None,
 
 
 # --------------------------------------------------------------------------------------------------
-# 5. The command line
+# 4. The command line
 # --------------------------------------------------------------------------------------------------
 
 

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from fmlm import Denoiser, Draws, given, sample_context
-from sample import Pass, check_tokens
+from harness.measure import check_tokens
+from sample import Pass
 
 EPS = 1e-3  # the signal at t = 0, and what training leaves of the noise at the other end
 

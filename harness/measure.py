@@ -91,3 +91,14 @@ def passes_used(known: Tensor, trace: list) -> Tensor:
         passes = passes + ~known.all(1)
         known = (known | record.committed) & ~record.reopened
     return passes
+
+
+def check_tokens(model: Model, tokens: Tensor, known: Tensor) -> None:
+    """ValueError unless tokens are (B, L) int64, known (B, L) bool, and known tokens are words."""
+    if tokens.dim() != 2 or tokens.dtype != torch.int64:
+        raise ValueError(f"tokens must be (B, L) int64, got {tuple(tokens.shape)} {tokens.dtype}")
+    if known.shape != tokens.shape or known.dtype != torch.bool:
+        raise ValueError(f"known must be bool of the shape of tokens, {tuple(tokens.shape)}, "
+                         f"got {tuple(known.shape)} {known.dtype}")
+    if (known & ((tokens < 0) | (tokens >= model.vocab_size))).any():
+        raise ValueError(f"known tokens must lie in 0 ... {model.vocab_size - 1}")

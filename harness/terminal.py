@@ -69,7 +69,7 @@ def trace(task: Task, given: Tensor, records: list) -> str:
 
 
 def trace_of_attempts(task: Task, given: Tensor, answer) -> str:
-    """The attempts at the first sequence, from a `sample.Answer`: the passes of the one that is
+    """The attempts at the first sequence, from a `Answer`: the passes of the one that is
     kept, and a line for every one that was given up."""
     tries = [(float(scores[0].exp()), traces[0])
              for _, scores, traces in answer.trace[:int(answer.tried[0])]]
@@ -84,7 +84,7 @@ def trace_of_attempts(task: Task, given: Tensor, answer) -> str:
 
 def verdicts(task: Task, given: Tensor, tokens: Tensor, right: Tensor | None, solving: bool,
              answer=None, by_rules: bool = False) -> str:
-    """Every sequence with what there is to say of it; of a `sample.Answer`, if it is believed."""
+    """Every sequence with what there is to say of it; of a `Answer`, if it is believed."""
     lines = []
     for i in range(len(tokens)):
         good = right is not None and bool(right[i])
@@ -96,7 +96,7 @@ def verdicts(task: Task, given: Tensor, tokens: Tensor, right: Tensor | None, so
 
 
 def trust(answer, i: int, by_rules: bool) -> str:
-    """Whether sequence i of a `sample.Answer` is believed, in words."""
+    """Whether sequence i of a `Answer` is believed, in words."""
     word = ("believed" if answer.believed[i] else "not sure") + " by the rules" * by_rules
     tried = int(answer.tried[i])
     return f"{word} after {tried} attempt{'s' * (tried > 1)}"

@@ -5,7 +5,7 @@ with a 95% interval, how many different boards are among the valid ones, and how
 took on average. With --clues, the share of held-out puzzles solved exactly. For 4x4, where the law
 is known: the total variation distance between what was drawn and the uniform law, and delta_{0,0}
 against the exact conditional marginals. The likelihood bound for all that have a delta_{0,0}.
---attempts K draws anew, K times at most, what the model does not believe (`sample.attempts`).
+--attempts K draws anew, K times at most, what the model does not believe (`harness.attempts`).
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from torch import Generator
 
 import fmlm
 from harness import commands, evaluation
+from harness.attempts import Judge, attempts, judge_by_rules, judge_for
 from harness.checkpoints import (IN_TAU, baseline, completes, load_checkpoint, newest_checkpoint,
                                  read_checkpoint, task_of)
 from harness.measure import likelihood_bound, posterior, share, usual
 from harness.tasks import Task
-from sample import (SAMPLERS, Judge, Sampler, attempts, choose_sampler, judge_by_rules, judge_for,
-                    samplers_for)
+from sample import SAMPLERS, Sampler, choose_sampler, samplers_for
 from sudoku import boards as sudoku
 
 ASIDE = ("block", "posterior-reopened", "posterior-4", "posterior-8")  # on demand: not in the

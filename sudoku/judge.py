@@ -22,9 +22,10 @@ from torch import Generator, Tensor
 
 from fmlm import Model, interpolate, token_times
 from harness import commands
+from harness.attempts import JUDGES, judge, judge_by_halves, judge_for
 from harness.checkpoints import load_checkpoint, newest_checkpoint
 from harness.measure import BATCH, passes_used, share
-from sample import JUDGES, Sampler, choose_sampler, judge, judge_by_halves, judge_for, surest
+from sample import Sampler, choose_sampler, surest
 from sudoku import boards as sudoku
 from sudoku.evaluate import shape_of
 from toy.exact import Exact
@@ -144,7 +145,7 @@ KEEP = {  # (tokens, sure, the tokens of the attempt before or None, unknown) ->
 def climb(model: Model, sampler: Sampler, given: Tensor, right_of: Callable[[Tensor], Tensor],
           nfe: int, most: int, score: Score | None, cost: int, believe: float, seed: int,
           keep: str = "nothing") -> list[dict]:
-    """`sample.attempts`, with a row for 1, 2, 4, ... attempts. No score: the sum as committed.
+    """`harness.attempts`, with a row for 1, 2, 4, ... attempts. No score: the sum as committed.
     `keep`: of KEEP, what of a failed attempt is context for the next one."""
     generator, n = Generator(given.device).manual_seed(seed), len(given)
     kept, best, score_of = given.clone(), torch.full((n,), -torch.inf), torch.full((n,), -torch.inf)

@@ -463,7 +463,7 @@ def test_bad_input_is_one_sentence_and_status_2(checkpoint, capsys, objective, a
 
 
 @pytest.mark.parametrize("arguments",
-                         [["--clues", "few"], ["--nfe", "many"], ["-n", "1.5"], ["--bogus"]])
+                         [["--clues", "lots"], ["--nfe", "many"], ["-n", "1.5"], ["--bogus"]])
 def test_an_argument_of_the_wrong_kind_is_one_sentence_and_status_2(arguments, capsys):
     assert main(arguments) == 2
     captured = capsys.readouterr()

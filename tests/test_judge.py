@@ -1,6 +1,6 @@
 """The judge of finished drafts, attempts around a sampler, and sample.py's verdicts.
 
-The bounds come from one line of theory (`sample.judge`): an exact model scores no wrong draft above
+The bounds come from one line of theory (see `judge`): an exact model scores no wrong draft above
 -1; the two modes 00 and 11 give log(1/4) at most for 01, for p (1 - p) <= 1/4.
 """
 
@@ -14,9 +14,10 @@ import torch.nn.functional as F
 
 import sample
 from harness import terminal
+from harness.attempts import (JUDGES, Judge, attempts, judge, judge_by_halves, judge_by_rules,
+                              judge_for)
 from harness.tasks import load_task
-from sample import (JUDGES, SAMPLERS, Judge, Pass, Sampler, attempts, judge, judge_by_halves,
-                    judge_by_rules, judge_for)
+from sample import SAMPLERS, Pass, Sampler
 from sudoku import boards as sudoku
 from sudoku import judge as study
 from sudoku.evaluate import main as evaluate
