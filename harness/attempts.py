@@ -6,7 +6,7 @@ sudoku/FINDINGS.md has what was measured of both, sudoku/judge.py the command.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +15,6 @@ from torch import Generator, Tensor
 from fmlm import Model, interpolate, token_times
 from harness.measure import BATCH, check_tokens, passes_used
 from harness.tasks import Task
-
-if TYPE_CHECKING:
-    from sample import Sampler
 
 
 @torch.no_grad()
@@ -110,11 +107,11 @@ class Answer(NamedTuple):
     trace: list
 
 
-def attempts(sampler: Sampler, model: Model, given: Tensor, nfe: int, most: int, judge: Judge,
+def attempts(sampler, model: Model, given: Tensor, nfe: int, most: int, judge: Judge,
              generator: Generator | None = None) -> Answer:
-    """Complete `given` (n, L), -1 where unknown; judge; what is not believed is completed anew,
-    from fresh noise, at most `most` times (ours). The surest attempt is kept, a failed one
-    otherwise forgotten.
+    """Complete `given` (n, L), -1 where unknown, by a `sample.Sampler`; judge; what is not believed
+    is completed anew, from fresh noise, at most `most` times (ours). The surest attempt is kept, a
+    failed one otherwise forgotten.
 
     The first attempt is `Sampler.complete` bit for bit, for judging comes after it. Later ones take
     what is left, so a sequence that is believed costs nothing more. The judge's passes count.

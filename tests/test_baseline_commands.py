@@ -204,7 +204,7 @@ def test_trained_for_seconds_each_draws_the_sequences_that_it_saw(module, nfe):
         value.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
-    sampler, _ = next(iter(module.SAMPLERS.values()))
+    sampler = next(iter(module.SAMPLERS.values())).run
     tokens, known = sequences[1].expand(400, 3), torch.zeros(400, 3, dtype=torch.bool)
     for clue, shares in ((False, [1 / 3] * 3), (True, [0, 1 / 2, 1 / 2])):
         known[:, 1] = clue

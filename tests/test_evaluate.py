@@ -578,7 +578,7 @@ def test_one_bad_checkpoint_of_several_is_named_before_the_first_is_evaluated(
     assert main([checkpoint("fmlm+"), "nowhere.pt", "--device", "cpu"]) == 2
     assert "there is no checkpoint nowhere.pt" in capsys.readouterr().err
     assert main([checkpoint("fmlm+"), checkpoint("flm"), "--clues", "8", "--device", "cpu"]) == 2
-    assert "flm.pt was trained as flm" in capsys.readouterr().err
+    assert "flm.pt is an flm trained without prompts" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("module, arguments", [(evaluate, []), (plot, ["--out", "a.png"]),

@@ -195,7 +195,7 @@ def test_the_report_is_three_tables_with_a_dash_where_there_is_no_number(checkpo
     ("fmlm+", ["--nfe", "17"], "17 rounds"),
     ("fmlm+", ["--clues", "16"], "leaves nothing to draft"),
     ("fmlm+", ["--clues", "17"], "1 to 16 clues"),
-    ("fmlm+", ["--clues", "few"], "--clues"),
+    ("fmlm+", ["--clues", "lots"], "--clues"),
     ("fmlm+", ["--device", "nowhere"], "--device"),
     ("fmlm+", ["--bogus"], "--bogus"),
     ("fmlm+", ["-n", "9" * 20], "argument -n: must be a whole number from 1 to"),

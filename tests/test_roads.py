@@ -679,7 +679,8 @@ def test_only_an_flm_that_was_trained_with_prompts_completes_one(tmp_path, capsy
         assert "of 1 solved" in said.out if known else "trained without prompts" in said.err
         document = evaluate.evaluate(path, Namespace(
             device=torch.device("cpu"), compile=False, bf16=False, threshold=None, n=2, seed=0,
-            clues=[6] if known else None, sampler=None, nfe=[2], json=True))
+            clues=[6] if known else None, sampler=None, nfe=[2], json=True, attempts=None,
+            check_rules=False))
         assert ("puzzles" in document) is known and "likelihood" not in document
     assert train.main(["--resume", path, "--steps", "3"]) == 0
     assert read_checkpoint(path)["prompted"] and read_checkpoint(path)["options"]["puzzles"] == 5
@@ -977,7 +978,8 @@ def test_boards_are_measured_as_the_evaluation_does_at_the_threshold_of_the_tabl
     for threshold, passes in ((0.0, 1), (math.inf, 4)):
         mine = task.measure(files["fmlm+"], ["posterior"], [4], 20, 3, cpu, threshold)
         options = SimpleNamespace(device=cpu, compile=False, bf16=False, threshold=threshold,
-                                  clues=[6], sampler=["posterior"], nfe=[4], n=20, seed=3)
+                                  clues=[6], sampler=["posterior"], nfe=[4], n=20, seed=3,
+                                  attempts=None, check_rules=False)
         theirs = evaluate.evaluate(files["fmlm+"], options)
         for kind in ("unconditional", "puzzles"):
             assert mine[kind] == theirs[kind] and mine[kind][0]["passes"] == passes

@@ -395,11 +395,11 @@ def test_a_run_shows_the_network_the_clues_that_it_drew(monkeypatch):
     assert seen[0][1] is None and seen[1][1].any()
 
 
-def test_puzzles_are_for_objectives_with_context_and_9x9_has_them_by_itself():
+def test_puzzles_are_for_who_asks_and_9x9_has_them_by_itself_where_context_is_known():
     assert parse(["sudoku9"])[0].puzzles == 20_000 and parse([])[0].puzzles == 0
     assert parse(["sudoku9", "--objective", "flm"])[0].puzzles == 0
-    for arguments in (["--objective", "fmlm", "--puzzles", "5"], ["--puzzles", "-1"],
-                      ["--puzzles", "99999999"]):
+    assert parse(["--objective", "fmlm", "--puzzles", "5"])[0].puzzles == 5  # clean prompts
+    for arguments in (["--puzzles", "-1"], ["--puzzles", "99999999"]):
         with pytest.raises(ValueError, match="--puzzles"):
             parse(arguments)
 
