@@ -399,6 +399,7 @@ def test_a_picture_that_cannot_be_written_is_one_sentence(checkpoint, tmp_path, 
 
 
 def test_mean_passes_that_are_no_whole_numbers_have_powers_of_two_as_ticks():
+    pytest.importorskip("matplotlib")
     panels = {"solved": {"a line": [(2.75, 50.0, 40.0, 60.0), (9.5, 90.0, 80.0, 95.0)]}}
     axis, = draw_curves(panels, None).axes
     assert axis.get_xticks().tolist() == [2, 4, 8, 16]
