@@ -235,16 +235,17 @@ def report(documents: list[dict]) -> str:
     for kind, clues in tables or [("likelihood", None)]:  # of some texts nothing else is known
         roads = [road for road in documents if of(road, kind, clues) or not tables]
         columns = sorted({nfe for road in roads for nfe in of(road, kind, clues)})
-        title = "one seed" if (seeds := documents[0]["seeds"]) == 1 else f"mean of {seeds} seeds"
+        seeds = documents[0]["seeds"]
+        title = f"mean of {seeds} seeds" if seeds > 1 else "one seed"
         if tables:
             named = titles[kind].format("" if clues is None else f" with {clues} clues")
             n = next(iter(of(roads[0], kind, clues).values()))["n"]
-            title = f"{named}, % of {n:,}, {title} (lowest - highest), by NFE"
+            title = f"{named}, % of {n:,}, {title}{' (lowest - highest)' * (seeds > 1)}, by NFE"
         heads = ["road", *map(str, columns), "passes, with its bases", "minutes", "bound, nats"]
         lines += ["", title, "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         for road in roads:
             mine = of(road, kind, clues)
-            cells = [cell(mine[nfe]) if nfe in mine else "" for nfe in columns]
+            cells = [cell(mine[nfe], seeds) if nfe in mine else "" for nfe in columns]
             cells += [f"{road['passes']:,} of {road['total passes']:,}",
                       f"{statistics.mean(road['seconds']) / 60:.1f}"]
             exact = " (exact)" * (road["kind"] == "exact")
@@ -255,9 +256,10 @@ def report(documents: list[dict]) -> str:
     return "\n".join([*lines[1:], *[""] * bool(notes), *notes])
 
 
-def cell(row: dict) -> str:
+def cell(row: dict, seeds: int) -> str:
     same = row.get("distinct") == 1 < row["n"] and row["high"] == 100  # one valid, all equal
-    return "{percent:.1f} ({low:.1f} - {high:.1f})".format(**row) + " same" * same
+    spread = " ({low:.1f} - {high:.1f})" if seeds > 1 else ""
+    return ("{percent:.1f}" + spread).format(**row) + " same" * same
 
 
 @commands.command("harness.roads")

@@ -1026,7 +1026,11 @@ def test_a_range_in_the_table_of_roads_contains_its_mean(seeds):
         measured = [{"unconditional": [dict(nfe=4, percent=next(values))]} for _ in range(seeds)]
         documents.append(comparison.document("started", "posterior", 0.999, measured,
                                              [60.0] * seeds, options))
-    cells = re.findall(r"(\d+\.\d) \((\d+\.\d) - (\d+\.\d)\)", comparison.report(documents))
+    report = comparison.report(documents)
+    cells = re.findall(r"(\d+\.\d) \((\d+\.\d) - (\d+\.\d)\)", report)
+    if seeds == 1:  # one seed has no range, and the table does not pretend to one
+        assert not cells and "one seed, by NFE" in report and "| 96.6 |" in report
+        return
     assert len(cells) == 47
     assert all(float(low) <= float(mean) <= float(high) for mean, low, high in cells)
 
