@@ -18,6 +18,16 @@ from harness.tasks import Task
 
 
 @torch.no_grad()
+def log_probability(model: Model, tokens: Tensor, asked: Tensor, s: Tensor, t: Tensor,
+                    generator: Generator | None = None, noise: float = 1) -> Tensor:
+    """The sum over the `asked` tokens, (B, L) bool, of log delta_{s,t}(x_s)[token], (B,), x_s these
+    tokens (B, L) with fresh noise of this size. s, t: (B, L)."""
+    x1 = F.one_hot(tokens, model.vocab_size).float()
+    x0 = noise * torch.randn(x1.shape, generator=generator, device=x1.device)
+    log_p = model(interpolate(x1, x0, s), s, t).gather(-1, tokens[..., None])[..., 0]
+    return torch.where(asked, log_p, 0.0).sum(1)
+
+
 def judge(model: Model, tokens: Tensor, known: Tensor, s: float | None = None,
           generator: Generator | None = None) -> Tensor:
     """How surely the model would write a finished draft again (ours, not the papers'):
@@ -36,32 +46,24 @@ def judge(model: Model, tokens: Tensor, known: Tensor, s: float | None = None,
     check_tokens(model, tokens, torch.ones_like(known))
     if s is not None and not 0 < s < 1:
         raise ValueError(f"the judge's time s must lie between 0 and 1, got {s}")
-    x1 = F.one_hot(tokens, model.vocab_size).float()
-    time = torch.where(known.any(1), 0.6, 0.7) if s is None else torch.full_like(x1[:, 0, 0], s)
+    time = torch.where(known.any(1), *((0.6, 0.7) if s is None else (s, s)))
     time = token_times(time, known)
-    noise = torch.randn(x1.shape, generator=generator, device=x1.device)
-    log_p = model(interpolate(x1, noise, time), time, time).gather(-1, tokens[..., None])[..., 0]
-    return torch.where(known, 0.0, log_p).sum(1)
+    return log_probability(model, tokens, ~known, time, time, generator)
 
 
-@torch.no_grad()
 def judge_by_halves(model: Model, tokens: Tensor, known: Tensor, noise: float = 0,
                     generator: Generator | None = None) -> Tensor:
     """The same question to a model that knows s = t = 0 only, in two passes (ours): each of two
     random halves of the generated tokens, given the other half. An MDM's and MLFM's `noise` is 0.
     """
     check_tokens(model, tokens, torch.ones_like(known))
-    x1 = F.one_hot(tokens, model.vocab_size).float()
     order = torch.rand(known.shape, generator=generator, device=known.device)
     order = torch.where(known, -1.0, order).argsort(1).argsort(1)
     middle = (known.sum(1, keepdim=True) + known.shape[1]) // 2
-    score = torch.zeros_like(x1[:, 0, 0])
-    for asked in (order >= middle, ~known & (order < middle)):
-        x0 = torch.randn(x1.shape, generator=generator, device=x1.device) * noise
-        time = (~asked).float()
-        log_p = model(interpolate(x1, x0, time), time, time).gather(-1, tokens[..., None])[..., 0]
-        score = score + torch.where(asked, log_p, 0.0).sum(1)
-    return score
+    halves = order >= middle, ~known & (order < middle)
+    times = ((~asked).float() for asked in halves)
+    return sum(log_probability(model, tokens, asked, time, time, generator, noise)
+               for asked, time in zip(halves, times))
 
 
 class Judge(NamedTuple):
@@ -86,13 +88,14 @@ def judge_for(objective: str) -> Judge:
 
 def judge_by_rules(task: Task) -> Judge:
     """The task's rules in place of the model. ValueError for a task that has none."""
-    def score(model: Model, tokens: Tensor, known: Tensor, generator: Generator | None) -> Tensor:
+    def by_rules(model: Model, tokens: Tensor, known: Tensor,
+                 generator: Generator | None) -> Tensor:
         right = task.judge(tokens, tokens.where(known, -1))
         if right is None:
             raise ValueError(f"{task.name} has no rules to check: leave --check-rules out")
         return right.float().log()
 
-    return Judge(score, passes=0)
+    return Judge(by_rules, passes=0)
 
 
 class Answer(NamedTuple):
@@ -123,7 +126,7 @@ def attempts(sampler, model: Model, given: Tensor, nfe: int, most: int, judge: J
     if most > 1 and not sampler.chance:
         raise ValueError("this sampler draws the same in every attempt: use one that is sampled")
     tokens, left, trace = given.clone(), torch.arange(len(given), device=given.device), []
-    score = torch.full_like(left, -torch.inf, dtype=torch.float32)
+    best = torch.full_like(left, -torch.inf, dtype=torch.float32)
     passes, tried = torch.zeros_like(left), torch.zeros_like(left)
     while len(left) and len(trace) < most:
         parts, traces = given[left].split(BATCH), []
@@ -134,7 +137,7 @@ def attempts(sampler, model: Model, given: Tensor, nfe: int, most: int, judge: J
         passes[left] += used + judge.passes * (used > 0)
         tried[left] += 1
         trace.append((left, scores, traces))
-        surer = ~(scores < score[left])
-        tokens[left[surer]], score[left[surer]] = drawn[surer], scores[surer]
+        surer = ~(scores < best[left])
+        tokens[left[surer]], best[left[surer]] = drawn[surer], scores[surer]
         left = left[~(scores.exp() >= judge.believe)]
-    return Answer(tokens, score.exp() >= judge.believe, passes, tried, trace)
+    return Answer(tokens, best.exp() >= judge.believe, passes, tried, trace)

@@ -93,7 +93,7 @@ def passes_used(known: Tensor, trace: list) -> Tensor:
     return passes
 
 
-def check_tokens(model: Model, tokens: Tensor, known: Tensor) -> None:
+def check_tokens(model: fmlm.Model, tokens: Tensor, known: Tensor) -> None:
     """ValueError unless tokens are (B, L) int64, known (B, L) bool, and known tokens are words."""
     if tokens.dim() != 2 or tokens.dtype != torch.int64:
         raise ValueError(f"tokens must be (B, L) int64, got {tuple(tokens.shape)} {tokens.dtype}")

@@ -17,7 +17,7 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
-from torch import Generator
+from torch import Generator, Tensor
 
 import fmlm
 from harness import commands, evaluation

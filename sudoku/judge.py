@@ -17,12 +17,11 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from fmlm import Model, interpolate, token_times
+from fmlm import Model, token_times
 from harness import commands
-from harness.attempts import JUDGES, judge, judge_by_halves, judge_for
+from harness.attempts import JUDGES, judge, judge_by_halves, judge_for, log_probability
 from harness.checkpoints import load_checkpoint, newest_checkpoint
 from harness.measure import BATCH, passes_used, share
 from sample import Sampler, choose_sampler, surest
@@ -37,15 +36,12 @@ Score = Callable[..., Tensor]  # (model, tokens, known, generator=) -> (B,)
 # ---- 1. scores
 
 
-@torch.no_grad()
 def asked_at(model: Model, tokens: Tensor, known: Tensor, s: float, t: float,
              generator: Generator) -> Tensor:
     """The sum over generated tokens of log delta_{s,t}(x_s)[token], (B,); s = t is `judge`."""
-    x1 = F.one_hot(tokens, model.vocab_size).float()
-    noise = torch.randn(x1.shape, generator=generator, device=x1.device)
-    s, t = (token_times(torch.full_like(x1[:, 0, 0], time), known) for time in (s, t))
-    log_p = model(interpolate(x1, noise, s), s, t).gather(-1, tokens[..., None])[..., 0]
-    return torch.where(known, 0.0, log_p).sum(1)
+    s, t = (token_times(torch.full(known.shape[:1], time, device=known.device), known)
+            for time in (s, t))
+    return log_probability(model, tokens, ~known, s, t, generator)
 
 
 def averaged(model: Model, tokens: Tensor, known: Tensor, generator: Generator) -> Tensor:
@@ -148,7 +144,7 @@ def climb(model: Model, sampler: Sampler, given: Tensor, right_of: Callable[[Ten
     """`harness.attempts`, with a row for 1, 2, 4, ... attempts. No score: the sum as committed.
     `keep`: of KEEP, what of a failed attempt is context for the next one."""
     generator, n = Generator(given.device).manual_seed(seed), len(given)
-    kept, best, score_of = given.clone(), torch.full((n,), -torch.inf), torch.full((n,), -torch.inf)
+    kept, best = given.clone(), torch.full((n,), -torch.inf)
     context, before, passes = given.clone(), None, torch.zeros(n, dtype=torch.int64)
     left, rows = torch.arange(n), []
     for attempt in range(1, most + 1):

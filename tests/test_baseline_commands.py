@@ -14,7 +14,7 @@ import train
 from baselines import ar, candi, duo, sflm
 from fmlm import Draws
 from harness import runs
-from harness.checkpoints import BASELINES, OBJECTIVES, baseline, load_checkpoint, read_checkpoint
+from harness.checkpoints import BASELINES, OBJECTIVES, baseline, read_checkpoint
 from harness.measure import likelihood_bound
 from harness.options import parse
 from harness.tasks import load_task

@@ -6,7 +6,6 @@ in test_correspondence.py. A statistical test has a fixed seed and a margin of f
 or a critical value, of the law that it claims.
 """
 
-import itertools
 import math
 
 import pytest

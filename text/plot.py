@@ -266,7 +266,6 @@ def animate(options: argparse.Namespace) -> int:
                          f"python -m {type(task).__module__.split('.')[0]}.plot")
     choose_sampler(info["objective"], "posterior")  # a ValueError for all but an FMLM+
     given = torch.tensor([task.parse(options.given or "")] * options.n)
-    vocabulary = task.language.words if isinstance(task, Stories) else task.words
     shown = refine_one(task, model, given, options.nfe, options.seed)
     save_animation(draw_frames(task, task.words, *shown), options.animate)
     return 0
