@@ -232,6 +232,7 @@ def sample_times(n: int, diagonal: int, draws: Draws = Draws(), boundary: float 
 
 
 NOISIEST, CLEAREST = 6.0, -10.0  # log noise-to-signal where MLFM trains: nearly [MASK], nearly data
+STRAIGHT = torch.linspace(1, 0, 33)  # a loss that falls alike in every half unit of it
 
 
 def clearness(t: Tensor, sigma: float | Tensor) -> Tensor:
@@ -239,8 +240,8 @@ def clearness(t: Tensor, sigma: float | Tensor) -> Tensor:
 
         gamma = log(sigma^2 (1-t) / t),   (6 - gamma) / 16, and 0 above gamma = 6, 1 below -10
 
-    The share of training times that are noisier. The posterior weighs x by e^-gamma / t
-    (toy/exact.py): given gamma it does not depend on sigma. t of any shape.
+    The posterior weighs x by e^-gamma / t (toy/exact.py): given gamma it does not depend on sigma.
+    t of any shape.
     """
     gamma = (sigma**2 * (1 - t) / t).log()
     return ((NOISIEST - gamma) / (NOISIEST - CLEAREST)).clamp(0, 1)
@@ -252,13 +253,41 @@ def inverse_clearness(u: Tensor, sigma: float | Tensor) -> Tensor:
     return 1 / (1 + gamma.exp() / sigma**2)
 
 
-def sample_bridge_times(n: int, draws: Draws = Draws(), sigma: float = 1.0) -> Tensor:
-    """Times of MLFM training, (n,): log noise-to-signal gamma ~ U(-10, 6).
+def law_of_clearness(curve: Tensor | None) -> Tensor:
+    """The law of MLFM's training times (2606.27617): the share that is noisier, for clearnesses in
+    equal steps from 0 to 1, (K,) float64, to `look_up`. A mixture in gamma of 0.1 uniform, 0.2 normal(-2.5, 2)
+    within [-10, 6], and 0.7 in proportion to the slope of the loss, of which this share is
 
-    A simple stand-in: 2606.27617 draws from a mixture, 0.1 of this law, 0.2 normal(-2.5, 2) and 0.7
-    in proportion to the measured slope of the loss in gamma.
+        (C(0) - C(u)) / (C(0) - C(1)),   C the loss at clearness u, made to fall
+
+    curve: C, (K,). A straight line makes the last part uniform; so does one that never falls.
+    Without a curve all is uniform in gamma, and K = 2.
     """
-    return inverse_clearness(draws.stratified(n), sigma).clamp(max=1 - 2**-24)
+    if curve is None:
+        return torch.tensor([0.0, 1.0], dtype=torch.float64)
+    u = torch.linspace(0, 1, len(curve), dtype=torch.float64, device=curve.device)
+    below = torch.special.ndtr((NOISIEST + (CLEAREST - NOISIEST) * u + 2.5) / 2)
+    normal = (below[0] - below) / (below[0] - below[-1])
+    loss = curve.double().cummin(0).values
+    span = (loss[0] - loss[-1]).expand(len(u))
+    measured = torch.where(span > 0, _ratio(loss[0] - loss, span, 0.0), u)
+    return 0.1 * u + 0.2 * normal + 0.7 * measured
+
+
+def sample_bridge_times(n: int, draws: Draws = Draws(), sigma: float = 1.0,
+                        curve: Tensor | None = None) -> Tensor:
+    """Times of MLFM training, (n,), by `law_of_clearness`."""
+    u = draws.stratified(n)
+    u = inverse_look_up(law_of_clearness(curve).to(u.device), u)
+    return inverse_clearness(u, sigma).clamp(max=1 - 2**-24)
+
+
+def losses_by_clearness(u: Tensor, losses: Tensor, steps: int) -> Tensor:
+    """Sum of the losses (B,) nearest to each of `steps` clearnesses, and their number: (2, steps).
+    u: the clearness of each, (B,)."""
+    place = (u * (steps - 1)).round().long()
+    both = torch.stack([losses, torch.ones_like(losses)])
+    return both.new_zeros(2, steps).index_add(1, place, both)
 
 
 def decoding_time(t: Tensor, vocab_size: int) -> Tensor:
@@ -283,9 +312,9 @@ def decoding_time(t: Tensor, vocab_size: int) -> Tensor:
 
 
 @lru_cache
-def _decoding_table(vocab_size: int) -> tuple[Tensor, Tensor]:
+def _decoding_table(vocab_size: int) -> Tensor:
     t = torch.linspace(0, 1, 4097, dtype=torch.float64, device="cpu")
-    return t, decoding_time(t, vocab_size).cummax(0).values  # rounding must not make it fall
+    return decoding_time(t, vocab_size).cummax(0).values  # rounding must not make it fall
 
 
 def look_up(table: Tensor, t: Tensor) -> Tensor:
@@ -305,11 +334,17 @@ def inverse_decoding_time(tau: Tensor, vocab_size: int) -> Tensor:
     """
     if tau.device.type == "cpu" and not ((tau >= 0) & (tau <= 1)).all():
         raise ValueError("decoding times tau must lie in [0, 1]")
-    t, table = (column.to(tau.device) for column in _decoding_table(vocab_size))
-    right = torch.searchsorted(table, tau.double().contiguous(), right=True).clamp(1, len(t) - 1)
+    return inverse_look_up(_decoding_table(vocab_size).to(tau.device), tau)
+
+
+def inverse_look_up(table: Tensor, value: Tensor) -> Tensor:
+    """Where a rising table (K,) over uniform places from 0 to 1, linear between them, has this
+    value: in value's dtype and shape. The first place behind a step, the last of a level part."""
+    last = len(table) - 1
+    right = torch.searchsorted(table, value.double().contiguous(), right=True).clamp(1, last)
     below, above = table[right - 1], table[right]
-    fraction = _ratio(tau.double() - below, above - below, 1.0)
-    return torch.lerp(t[right - 1], t[right], fraction.clamp(0, 1)).to(tau.dtype)
+    fraction = _ratio(value.double() - below, above - below, 1.0).clamp(0, 1)
+    return ((right - 1 + fraction) / last).to(value.dtype)
 
 
 def midpoint(s: Tensor, t: Tensor) -> Tensor:
@@ -323,7 +358,7 @@ def midpoint_in_tau(s: Tensor, t: Tensor, vocab_size: int) -> Tensor:
     With many words (0, 1/2) is noise throughout: a midpoint in t halves nothing. s <= t of any
     shape; s <= u <= t, so context, s = t = 1, stays at 1.
     """
-    table = _decoding_table(vocab_size)[1].to(s.device)
+    table = _decoding_table(vocab_size).to(s.device)
     tau = midpoint(*(look_up(table, time.double()) for time in (s, t)))
     return inverse_decoding_time(tau, vocab_size).to(s).clamp(s, t)
 
@@ -435,7 +470,7 @@ class Denoiser(nn.Module):
         self.vocab_size = vocab_size
         self.register_buffer("coords", coords)
         self.register_buffer("related", relations(coords), persistent=False)
-        decided = _decoding_table(vocab_size)[1].float().to(coords.device) if tau else None
+        decided = _decoding_table(vocab_size).float().to(coords.device) if tau else None
         self.register_buffer("decided", decided, persistent=False)
         self.embed = nn.Linear(vocab_size, width)
         self.positions = nn.ModuleList(nn.Embedding(int(column.max()) + 1, width)
@@ -487,17 +522,26 @@ class BridgeDenoiser(Denoiser):
     An MDM and what begins at zero: the MDM's embedders are told 0 or 1, corrupted or context, which
     is all that they have seen; an embedder of its own is told how clear x is; and x enters through
     a gate, scaled to unit size. So the weights of an MDM load here as they are, and give its answer
-    at every s. `sigma`, of the bridge, is kept with the weights.
+    at every s. `sigma`, of the bridge, and `curve`, the mean loss of a token by how clear x is, as
+    training measures it, are kept with the weights.
     """
 
     def __init__(self, *layout, **sizes) -> None:
         super().__init__(*layout, **sizes)
         width = self.embed.out_features
         self.register_buffer("sigma", torch.tensor(1.0))
+        self.register_buffer("curve", math.log(self.vocab_size) * STRAIGHT)
         self.time_bridge, self.gate = TimeEmbedding(width), nn.Linear(width, 1)
         for zero in (self.time_bridge.mlp[-1], self.gate):
             nn.init.zeros_(zero.weight)
             nn.init.zeros_(zero.bias)
+
+    @torch.no_grad()
+    def measured(self, losses: Tensor, number: Tensor) -> None:
+        """Move the curve towards a batch's losses, given as `losses_by_clearness` gives them: a
+        mean that forgets half in 140 steps."""
+        towards = torch.lerp(self.curve, losses / number.clamp(min=1), 0.005)
+        self.curve.copy_(torch.where(number > 0, towards, self.curve))
 
     def logits(self, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
         check_times(x, s, t)
@@ -524,11 +568,9 @@ def token_mean(values: Tensor, chosen: Tensor) -> Tensor:
     return (values * chosen).sum() / chosen.sum().clamp(min=1)
 
 
-def sequence_mean(values: Tensor, chosen: Tensor) -> Tensor:
-    """Mean of values (B, L) over the chosen tokens of each sequence, then over the sequences that
-    have one; 0 where none has."""
-    each = (values * chosen).sum(1) / chosen.sum(1).clamp(min=1)
-    return each.sum() / chosen.any(1).sum().clamp(min=1)
+def sequence_means(values: Tensor, chosen: Tensor) -> Tensor:
+    """Mean of values (B, L) over the chosen tokens of each sequence, (B,); 0 where there is none."""
+    return (values * chosen).sum(1) / chosen.sum(1).clamp(min=1)
 
 
 def token_times(time: Tensor, context: Tensor) -> Tensor:
@@ -561,16 +603,19 @@ def mdm_loss(model: Model, x1: Tensor, context: Tensor, rate: Tensor | None = No
 
 
 def mlfm_loss(model: Model, x1: Tensor, context: Tensor, t: Tensor, noise: Tensor,
-              sigma: float = 1.0) -> Tensor:
+              sigma: float = 1.0, parts: dict | None = None) -> Tensor:
     """MLFM (2606.27617): predict the corrupted tokens from the bridge between [MASK] and data; a
-    mean over the corrupted tokens of each sequence, then over sequences.
+    mean over the corrupted tokens of each sequence, then over the sequences that have one.
 
     x1, noise: (B, L, V); context: (B, L) bool, clean; t: (B,), the time of the others. At t = 0 the
-    task is an MDM's. Raises ValueError for sigma <= 0.
+    task is an MDM's. `parts` receives the mean of "each", (B,). Raises ValueError for sigma <= 0.
     """
     t = token_times(t, context)
     entropies = cross_entropy(model(bridge(x1, noise, t, sigma), t, t), x1)
-    return sequence_mean(entropies, ~context)
+    each = sequence_means(entropies, ~context)
+    if parts is not None:
+        parts["each"] = each.detach()
+    return each.sum() / (~context).any(1).sum().clamp(min=1)
 
 
 class Target(NamedTuple):
@@ -681,14 +726,15 @@ def masked(mdm: Model) -> Model:
 class EMA:
     """Exponential moving average of the weights: decay = min(decay, (1+n)/(10+n)) at update n.
 
-    `ema.model` is a copy of the network to sample from, without gradient. Raises ValueError for a
-    decay outside [0, 1).
+    `ema.model` is a copy of the network to sample from, without gradient; what is no weight it
+    shares. Raises ValueError for a decay outside [0, 1).
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.9999) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"the decay of an average must lie in [0, 1), got {decay}")
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        shared = {id(buffer): buffer for buffer in model.buffers()}
+        self.model = copy.deepcopy(model, shared).eval().requires_grad_(False)
         self.decay, self.updates = decay, 0
 
     @torch.no_grad()

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from fmlm import (Model, bridge_step, check_sigma, clearness, flow_map, inverse_clearness,
-                  inverse_decoding_time, token_times)
+                  inverse_decoding_time, inverse_look_up, law_of_clearness, look_up, token_times)
 from harness import commands, speed, terminal
 from harness.attempts import JUDGES, attempts, judge_by_rules, judge_for
 from harness.checkpoints import (BASELINES, baseline, completes, load_checkpoint,
@@ -270,7 +270,8 @@ def token_promotion(model: Model, tokens: Tensor, known: Tensor, rounds: int,
 
     Tokens are drawn at `temperature`; how sure they are is the probability that they were drawn
     with, and `threshold` is sure. The times are equal quantiles of their law in training. model:
-    also has `sigma`, that of its training. Defaults as published; 0 steps read off nearly [MASK].
+    also has `sigma` and `curve`, those of its training (`fmlm.BridgeDenoiser`). Defaults as
+    published; 0 steps read off nearly [MASK].
     NFE = rounds * (steps + 1), less where all tokens are promoted before.
     Raises ValueError for a threshold outside [0, 1], a temperature or sigma that is not positive
     and finite, or steps < 0.
@@ -292,9 +293,10 @@ def token_promotion(model: Model, tokens: Tensor, known: Tensor, rounds: int,
     def rule(confidence: Tensor, unknown: Tensor, rounds_left: int) -> Tensor:
         return (confidence >= threshold) | surest(confidence, unknown, 1)
 
-    end = clearness(torch.tensor(READ_OUT, dtype=torch.float64), sigma)
+    law = law_of_clearness(model.curve).cpu()
+    end = look_up(law, clearness(torch.tensor(READ_OUT, dtype=torch.float64), sigma))
     part = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-    times = inverse_clearness(end * part, sigma).tolist()
+    times = inverse_clearness(inverse_look_up(law, end * part), sigma).tolist()
     how = Draft([*times, times[-1]], noise=sigma * (times[0] * (1 - times[0])) ** 0.5, move=move,
                 draw="sample", sure="drawn", temperature=temperature)
     return refine(model, tokens, known, rounds, how, rule, generator=generator, **options)

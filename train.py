@@ -108,8 +108,15 @@ def mdm(run: Run, model: fmlm.Model, x1: Tensor, prompt: Tensor | None) -> tuple
 def mlfm(run: Run, model: fmlm.Model, x1: Tensor, prompt: Tensor | None) -> tuple:
     """MLFM (2606.27617): the denoiser on the bridge from [MASK] to data."""
     context, sigma = fmlm.sample_bridge_context(given(x1, prompt), run.draws), run.options.sigma
-    t = fmlm.sample_bridge_times(len(x1), run.draws, sigma)
-    return fmlm.mlfm_loss(model, x1, context, t, run.draws.normal(*x1.shape), sigma), context
+    curve, seen = run.model.curve, {}
+    t = fmlm.sample_bridge_times(len(x1), run.draws, sigma, curve)
+    loss = fmlm.mlfm_loss(model, x1, context, t, run.draws.normal(*x1.shape), sigma, seen)
+    where = fmlm.clearness(t, sigma)
+    measured = fmlm.losses_by_clearness(where, seen["each"].float(), len(curve))
+    if run.world > 1:  # all processes draw by one law
+        dist.all_reduce(measured)
+    run.model.measured(*measured)
+    return loss, context
 
 
 LOSSES = dict(zip(OBJECTIVES, (fmlm_plus, fmlm_, flm, mdm, mlfm, flm_plus)))

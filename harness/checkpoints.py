@@ -213,9 +213,9 @@ def read_checkpoint(path: str | Path) -> dict:
     except Exception as error:  # the state is a stranger's as well
         raise damaged from error
     weights = state.get("model")
-    if head["objective"] == "mlfm" and isinstance(weights, dict) and "sigma" not in weights:
-        raise ValueError(f"{path} is an MLFM of an older form, whose network and law of times are "
-                         f"others: train it again with {TRAIN}")
+    if head["objective"] == "mlfm" and isinstance(weights, dict) and "curve" not in weights:
+        raise ValueError(f"{path} is an MLFM of an older form, whose law of times is another: "
+                         f"train it again with {TRAIN}")
     if (network["vocab_size"] != task.vocab_size
             or not alike(weights, fresh)
             or sum(w.numel() * w.element_size() for w in weights.values()) > path.stat().st_size

@@ -12,8 +12,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fmlm import (BridgeDenoiser, Denoiser, Draws, bridge, bridge_step, clearness, flow_map,
-                  inverse_clearness, mlfm_loss, sample_bridge_context, sample_bridge_times)
+from fmlm import (EMA, BridgeDenoiser, Denoiser, Draws, bridge, bridge_step, clearness, flow_map,
+                  inverse_clearness, inverse_look_up, law_of_clearness, look_up,
+                  losses_by_clearness, mlfm_loss, sample_bridge_context, sample_bridge_times)
 from harness.checkpoints import load_checkpoint, read_checkpoint
 from sample import token_promotion
 from train import main
@@ -216,6 +217,89 @@ def test_log_noise_to_signal_is_uniform_from_minus_10_to_6_one_time_a_stratum(si
 def test_no_corrupted_token_is_ever_at_time_1_however_large_the_noise():
     assert sample_bridge_times(4000, Draws(seeded()), 10).max() < 1
     assert sample_bridge_times(4000, Draws(seeded()), 1000).max() < 1
+
+
+def share_below(gamma):
+    """Of normal(-2.5, 2) within [-10, 6] the share below gamma, by a sum of densities."""
+    x = torch.linspace(-10, 6, 160_001, dtype=torch.float64)
+    density = (-(x + 2.5) ** 2 / 8).exp()
+    return float(density[x < gamma].sum() / density.sum())
+
+
+def test_the_law_of_times_is_a_tenth_uniform_a_fifth_normal_and_the_rest_the_losss_slope():
+    """At clearness u, gamma = 6 - 16 u, noisier are 0.1 u of the uniform part and 0.2 (1 - P(gamma
+    below)) of the normal one. A curve that falls by 3 from 4 and does half of it from gamma = 2 on
+    in one step of 0.5 has there half of the 0.7; where it rises again nobody trains more."""
+    u = torch.linspace(0, 1, 33, dtype=torch.float64)
+    rest = exactly([0.1 * v + 0.2 * (1 - share_below(6 - 16 * v)) for v in u.tolist()])
+    assert law_of_clearness(4 - 3 * u).tolist() == pytest.approx((rest + 0.7 * u).tolist(),
+                                                                 abs=1e-4)
+    curve = torch.tensor([4.0] * 9 + [2.5] * 11 + [2.8] * 3 + [1.0] * 10)
+    measured = exactly([0.0] * 9 + [0.5] * 14 + [1.0] * 10)
+    law = law_of_clearness(curve)
+    assert law.tolist() == pytest.approx((rest + 0.7 * measured).tolist(), abs=1e-4)
+    assert law[0] == 0 and law[-1] == 1 and (law.diff() > 0).all()
+    assert law_of_clearness(torch.ones(33)).equal(law_of_clearness(1 - u))  # it knows no slope yet
+    assert law_of_clearness(None).tolist() == [0, 1]
+
+
+def test_training_times_follow_the_law_of_the_curve_one_a_stratum():
+    """The share that is noisier is uniform: of 400 times one in each of 400 equal parts, but for
+    the rounding of times, 6e-8 e^10 of a gamma where t is near 1."""
+    curve, sigma = (-torch.linspace(-3, 5, 33)).sigmoid(), 0.5
+    law = law_of_clearness(curve)
+    t = sample_bridge_times(400, Draws(seeded()), sigma, curve)
+    place = 400 * look_up(law, clearness(t.double(), sigma)).sort().values
+    assert ((place - torch.arange(400) - 0.5).abs() < 0.5 + 0.05).all()
+    assert not t.equal(sample_bridge_times(400, Draws(seeded()), sigma))
+    share = torch.linspace(0, 1, 101, dtype=torch.float64)
+    assert (look_up(law, inverse_look_up(law, share)) - share).abs().max() < 1e-12
+
+
+def test_the_steps_of_a_loop_are_equal_quantiles_of_the_law_of_the_model():
+    """From the noisiest time to 0.94, where the tokens are read off: at step i of 4 the share that
+    is noisier is i/4 of that at 0.94."""
+    class Recorder(ExactBridge):
+        def __call__(self, x, s, t):
+            asked.append(s[0, 0].double())
+            return super().__call__(x, s, t)
+
+    asked, exact = [], Recorder([[0, 0], [1, 1]])
+    exact.curve = (-torch.linspace(-3, 5, 33)).sigmoid()
+    unknown = torch.zeros(1, 2, dtype=torch.int64)
+    token_promotion(exact, unknown, unknown.bool(), 1, steps=4, generator=seeded())
+    shares = look_up(law_of_clearness(exact.curve), clearness(torch.stack(asked), 1))
+    assert asked[-1].item() == pytest.approx(0.94)
+    assert (shares / shares[-1]).tolist() == pytest.approx([0, 0.25, 0.5, 0.75, 1], abs=1e-5)
+    assert abs(clearness(asked[2], 1) - clearness(asked[-1], 1) / 2) > 0.02  # no half of gamma
+
+
+def test_the_curve_goes_a_200th_of_the_way_to_the_mean_loss_of_each_clearness():
+    """It begins as a line from log 3 to 0. Of losses 2 and 4 at the clearest, 1 at 0.49 / 32, next
+    to the noisiest, the means are 3 and 1; where nothing was measured it stays."""
+    model = bridge_network()
+    line = math.log(3) * torch.linspace(1, 0, 33)
+    assert model.curve.equal(line)
+    sums = losses_by_clearness(exactly([1, 0.49 / 32, 1]), exactly([2, 1, 4]), 33)
+    assert sums[:, [0, 16, 32]].tolist() == [[1, 0, 6], [1, 0, 2]]
+    average = EMA(model, 0.5).model
+    model.measured(*sums.float())
+    assert model.curve[0].item() == pytest.approx(0.995 * math.log(3) + 0.005)
+    assert model.curve[-1].item() == pytest.approx(0.015)
+    assert model.curve[1:-1].equal(line[1:-1])
+    assert average.curve.equal(model.curve)  # who samples from the average has the law of training
+
+
+def test_a_step_measures_the_loss_of_each_sequence_where_it_was_drawn():
+    """Each is the mean over its corrupted tokens, and the loss the mean over sequences."""
+    seen, (x1, context, noise) = {}, corrupted_batch()
+    context[:, 0] = False
+    t, model = torch.linspace(0.1, 0.9, 40), opinionated(bridge_network())
+    loss = mlfm_loss(model, x1, context, t, noise, 0.5, seen)
+    alone = [mlfm_loss(model, *(part[i:i + 1] for part in (x1, context, t, noise)), 0.5)
+             for i in (0, 7)]
+    assert seen["each"][[0, 7]].tolist() == pytest.approx([each.item() for each in alone], rel=1e-5)
+    assert seen["each"].mean().item() == pytest.approx(loss.item(), rel=1e-5)
 
 
 def test_clearness_is_the_number_worked_out_by_hand():
@@ -571,8 +655,8 @@ def test_the_weights_of_an_mdm_give_its_answer_at_every_time_bit_for_bit(t, sigm
     mdm = opinionated(Denoiser(3, FOURS, width=16, depth=2, heads=2))
     model, (x1, context, noise) = bridge_network(sigma), corrupted_batch()
     missing, unknown = model.load_state_dict(mdm.state_dict(), strict=False)
-    assert not unknown and {name.split(".")[0] for name in missing} == {"sigma", "gate",
-                                                                        "time_bridge"}
+    assert not unknown and {name.split(".")[0] for name in missing} == {"sigma", "curve",
+                                                                        "gate", "time_bridge"}
     time = torch.where(context, 1.0, t)
     masked = mdm(x1 * context[..., None], context.float(), context.float())
     assert model(bridge(x1, noise, time, sigma), time, time).equal(masked)
@@ -693,7 +777,8 @@ def test_an_mlfm_of_an_older_form_is_refused_in_one_sentence_for_all_it_could_be
     state = torch.load(path)
     for part in "model", "running":
         state[part] = {name: weight for name, weight in state[part].items()
-                       if name.split(".")[0] not in ("sigma", "gate", "time_bridge")}
+                       if name.split(".")[0] not in (
+                           "sigma", "curve", "gate", "time_bridge")}
     del state["options"]["sigma"]
     torch.save(state, path)
     capsys.readouterr()

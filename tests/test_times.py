@@ -293,7 +293,7 @@ def test_the_inverse_is_not_exact_only_by_its_table_of_4097_times():
     assert abs(inverse_decoding_time(tau, 2).item() - 0.5) < 1e-9
     quarter = torch.tensor([[math.erf(1 / 6)]], dtype=torch.float64)  # t = 1/4: r = 1/3
     assert abs(inverse_decoding_time(quarter, 2).item() - 0.25) < 1e-9 and quarter.shape == (1, 1)
-    assert fmlm._decoding_table(7)[0].shape == (4097,)
+    assert fmlm._decoding_table(7).shape == (4097,)
 
 
 def test_a_large_vocabulary_is_decided_later():
@@ -305,7 +305,7 @@ def test_a_large_vocabulary_is_decided_later():
 @pytest.mark.parametrize("vocab_size", [2, 9, 4096])
 def test_the_table_that_a_network_is_told_by_is_tau_and_exact_at_0_and_1(vocab_size):
     """In single precision, as on a GPU; the error of a linear table as above."""
-    table = fmlm._decoding_table(vocab_size)[1].float()
+    table = fmlm._decoding_table(vocab_size).float()
     t = torch.rand(2, 300, generator=seeded())
     tau = fmlm.look_up(table, t)
     assert tau.dtype == torch.float32 and tau.shape == (2, 300)

@@ -134,7 +134,9 @@ def draws_of(seed=7, rank=0, world=1):
 def hand_made(options, draws, mdm=None, recipe=recipe, vocab_size=4):
     """All that an objective asks of a run."""
     task = SimpleNamespace(vocab_size=vocab_size)
+    law = fmlm.BridgeDenoiser(vocab_size, torch.arange(2)[:, None])  # has the curve of an MLFM
     run = SimpleNamespace(options=options, draws=draws, mdm=mdm, teacher=None, recipe=recipe,
+                          model=law, world=1,
                           parts={}, task=task)
     run.halve = partial(Run.halve, run)
     return run
@@ -183,7 +185,8 @@ def test_the_training_loss_is_the_objectives_own_for_the_same_draws(objective, o
             batch = Batch(x1, None, context, t, t, [Target("data", 8)])
             expected = fmlm.flow_map_loss(model, batch, randn())
         elif objective == "mlfm":
-            t = fmlm.sample_bridge_times(8, draws, 0.5)
+            line = torch.linspace(1, 0, 33)  # nothing is measured yet
+            t = fmlm.sample_bridge_times(8, draws, 0.5, line)
             expected = fmlm.mlfm_loss(model, x1, context, t, randn(), 0.5)
         else:  # half of the batch on the diagonal, 1/32 of the rest at (0, 1): semigroup alone
             s, t = fmlm.sample_times(8, 4, draws, 0 if lagrangian else 1 / 32)
@@ -1211,19 +1214,20 @@ def gradients_of_its_share(rank, environment, objective, folder):
     boards = run.draw()
     run.loss(run.network, boards)
     run.model.load_state_dict(random_model(type(run.model)).state_dict() | {
-        name: buffer for name, buffer in run.model.named_buffers() if name == "sigma"})
+        name: buffer for name, buffer in run.model.named_buffers() if name in ("sigma", "curve")})
     x1, context, s, t, noise, share = joint_batch()
     mine = share[rank]
     Draws.stratified = lambda draws, n: t[mine]
     Draws.normal = lambda draws, *shape: noise[mine]
     fmlm.sample_context = lambda prompt, draws: (context[mine], None)
     fmlm.sample_bridge_context = lambda prompt, draws: context[mine]
-    fmlm.sample_bridge_times = lambda n, draws, sigma: t[mine]
+    fmlm.sample_bridge_times = lambda n, draws, sigma, curve: t[mine]
     fmlm.sample_times = lambda n, diagonal, draws, boundary=0, distilled=0: (s[mine], t[mine])
     run.loss(run.network, (x1[mine].argmax(-1), None)).backward()
     gradients = {name: weight.grad for name, weight in run.model.named_parameters()
                  if weight.grad is not None}
-    torch.save({"gradients": gradients, "strata": drawn[0], "boards": boards[0]},
+    torch.save({"gradients": gradients, "strata": drawn[0], "boards": boards[0],
+                "curve": getattr(run.model, "curve", None)},
                Path(folder) / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
@@ -1253,6 +1257,9 @@ def test_two_processes_average_to_the_gradients_of_one_with_the_joint_batch(obje
     for name, gradient in expected.items():
         torch.testing.assert_close(both[0]["gradients"][name], gradient, rtol=1e-4, atol=1e-7,
                                    msg=name)
+    if objective == "mlfm":  # the law of both is what both have measured
+        assert both[0]["curve"].equal(both[1]["curve"])
+        assert (both[0]["curve"] != model.curve).sum() > 1
     # Their own draws: other boards each, and one uniform in every stratum of the joint batch.
     assert not torch.equal(both[0]["boards"], both[1]["boards"])
     strata = torch.cat([one["strata"] for one in both])

@@ -187,7 +187,7 @@ class ExactBridge(Exact):
                  sigma: float = 1.0) -> None:
         super().__init__(sequences, weights)
         check_sigma(sigma)
-        self.sigma = sigma
+        self.sigma, self.curve = sigma, None  # without training there is no law of its times
 
     def __call__(self, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
         """As the network of an MLFM, which ignores t: x (B, L, V) and s <= t (B, L) to (B, L, V),
