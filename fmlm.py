@@ -255,8 +255,8 @@ def inverse_clearness(u: Tensor, sigma: float | Tensor) -> Tensor:
 
 def law_of_clearness(curve: Tensor | None) -> Tensor:
     """The law of MLFM's training times (2606.27617): the share that is noisier, for clearnesses in
-    equal steps from 0 to 1, (K,) float64, to `look_up`. A mixture in gamma of 0.1 uniform, 0.2 normal(-2.5, 2)
-    within [-10, 6], and 0.7 in proportion to the slope of the loss, of which this share is
+    equal steps from 0 to 1, (K,) float64, to `look_up`. A mixture in gamma of 0.1 uniform, 0.2
+    normal(-2.5, 2) within [-10, 6], and 0.7 in proportion to the slope of the loss, of which this share is
 
         (C(0) - C(u)) / (C(0) - C(1)),   C the loss at clearness u, made to fall
 
@@ -569,7 +569,7 @@ def token_mean(values: Tensor, chosen: Tensor) -> Tensor:
 
 
 def sequence_means(values: Tensor, chosen: Tensor) -> Tensor:
-    """Mean of values (B, L) over the chosen tokens of each sequence, (B,); 0 where there is none."""
+    """Mean of values (B, L) over the chosen tokens of each sequence, (B,); 0 for none."""
     return (values * chosen).sum(1) / chosen.sum(1).clamp(min=1)
 
 
