@@ -20,6 +20,7 @@ import torch.nn.functional as F
 
 import sample
 import train
+import fmlm
 from fmlm import (Batch, Denoiser, Draws, Target, cross_entropy, data_and_self, decoding_time,
                   denoised, flow_map, flow_map_loss, interpolate, lagrangian, masked, mdm_loss,
                   semigroup, token_mean, token_times, velocity)
@@ -352,8 +353,11 @@ def options_of(*arguments):
 
 def training_loss(options, model, x1, generator, mdm=None, teacher=None):
     """The loss of an objective, as a run of these options has it."""
+    vocab_size = x1.shape[-1]
+    law = fmlm.BridgeDenoiser(vocab_size, torch.arange(2)[:, None])  # has the curve of an MLFM
     run = SimpleNamespace(options=options, draws=Draws(generator), mdm=mdm, teacher=teacher,
-                          recipe=None, parts={}, task=SimpleNamespace(vocab_size=x1.shape[-1]))
+                          recipe=None, parts={}, task=SimpleNamespace(vocab_size=vocab_size),
+                          model=law, world=1)
     run.halve = partial(Run.halve, run)
     return LOSSES[options.objective](run, model, x1, None)
 
@@ -416,15 +420,16 @@ def test_an_fmlm_is_trained_at_s_and_t_whose_taus_have_the_law_of_uniform_diff()
 
 
 @pytest.mark.parametrize("words, sigma", [([], 0.5), (["--sigma", "2"], 2)])
-def test_an_mlfm_is_trained_at_uniform_log_noise_behind_a_cosine_mask(words, sigma):
-    """gamma = log(sigma^2 (1-t)/t) has the mean -2 and the variance 16^2/12, a share 0.05 + 0.95
-    2/pi of the tokens is hidden, and one token of 6 where the rate r would hide none, which happens
+def test_an_mlfm_begins_at_nearly_uniform_log_noise_behind_a_cosine_mask(words, sigma):
+    """gamma = log(sigma^2 (1-t)/t) is 0.8 uniform in [-10, 6], of mean -2 and variance 16^2/12, and
+    0.2 normal(-2.5, 2), nearly none of it cut off: together -2.1 and 17.0667 + 0.8 + 0.8 0.1^2 +
+    0.2 0.4^2 = 17.907. A share 0.05 + 0.95 2/pi of the tokens is hidden, and one token of 6 where the rate r would hide none, which happens
     with (1-r)^6: a sum over U."""
     n = 2000
     _, s, t, context, _ = draws(n, "--objective", "mlfm", *words)
     gamma = (sigma**2 * (1 - t.double()) / t).log()
     assert s.equal(t) and gamma.min() > -10.1 and gamma.max() < 6.001
-    assert abs(gamma.mean() + 2) < 0.02 and abs(gamma.var() - 256 / 12) < 0.1
+    assert abs(gamma.mean() + 2.1) < 0.02 and abs(gamma.var() - 17.907) < 0.1
     r = 0.05 + 0.95 * (math.pi / 2 * (torch.arange(9999) + 0.5) / 9999).cos()
     hidden = float((r + (1 - r) ** 6 / 6).mean())
     assert abs((~context).double().mean() - hidden) < 4.5 * math.sqrt(0.25 / (6 * n))

@@ -31,7 +31,7 @@ class Scripted:
     """A model that answers with a fixed (L, V) table of probabilities, or with a function of the
     pass, and records (x, s, t)."""
 
-    sigma = 1.0  # an MLFM's
+    sigma, curve = 1.0, None  # an MLFM's
 
     def __init__(self, answer=FIXED, vocab_size=None):
         self.answer = answer if callable(answer) else lambda number, x: torch.tensor(answer)
@@ -829,7 +829,7 @@ def test_to_keep_the_surest_drawn_token_prefers_likely_sequences():
            0.8 * (3 / 8) ** 2 + 0.03]
     bridge = ExactBridge(THREE.sequences, THREE.weights)
     mask = lambda x, s, t: bridge(x * (s == 1)[..., None], torch.where(s == 1, s, 0.0), t)
-    mask.vocab_size, mask.sigma = 3, 1.0
+    mask.vocab_size, mask.sigma, mask.curve = 3, 1.0, None
     drawn = token_promotion(mask, *nothing(4000, 3), 3, threshold=1, steps=0, temperature=1,
                             generator=seeded())
     assert sum(law) == pytest.approx(1) and law[1] > 0.84
