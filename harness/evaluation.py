@@ -7,9 +7,8 @@ import json
 import math
 from collections.abc import Callable, Sequence
 
-import torch
-
 from harness import commands
+from harness.speed import in_bf16
 
 
 def parser(name: str, what: str, samplers: Sequence[str], aside: Sequence[str], budgets: str,
@@ -39,7 +38,7 @@ def parser(name: str, what: str, samplers: Sequence[str], aside: Sequence[str], 
 def run(options: argparse.Namespace, paths: Sequence[str], evaluate: Callable[..., dict],
         report: Callable[[dict], str]) -> int:
     """Evaluate all checkpoints, then print the documents, or the report of each."""
-    with torch.autocast(options.device.type, torch.bfloat16, enabled=options.bf16):
+    with in_bf16(options.bf16, options.device):
         documents = [evaluate(path, options) for path in paths]
     print(json.dumps(documents) if options.json else "\n\n".join(map(report, documents)))
     return 0

@@ -6,11 +6,11 @@ import argparse
 import os
 import sys
 
-from harness import commands, runs
+from harness import commands, runs, speed
 from harness.checkpoints import BASELINES, IN_TAU, LARGEST, OBJECTIVES, read_checkpoint
 from harness.tasks import TASKS, Task, load_task
 
-DEFAULTS = dict(objective="fmlm+", lr=2e-3, warmup=100, ema=0.999, seed=0, bf16=True, compile=True,
+DEFAULTS = dict(objective="fmlm+", lr=2e-3, warmup=100, ema=0.999, seed=0, compile=True,
                 recipe=True, minutes=3.0, batch=128, width=64, depth=4, heads=4)
 SIGMA = 0.5  # of MLFM's bridge, chosen on 4x4 boards; published: 0.2, in a space of embeddings
 
@@ -40,6 +40,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, Task, dict |
             raise ValueError(f"{resumed} is a run with {name} {settings[name]}, not {asked}: leave "
                              "that out")
     defaults = DEFAULTS | task.settings | {name: own[0] for name, own in task.own.items()}
+    defaults["bf16"] = speed.bf16_pays(options.device)
     objective = options.objective or settings.get("objective")
     if objective in IN_TAU:
         defaults |= dict(tau=True, recipe=False) | task.without_context
@@ -51,6 +52,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, Task, dict |
     unset = {name for name, value in vars(options).items() if value is None}
     vars(options).update({name: value for name, value in defaults.items() if name in unset})
     _check(options, task)
+    speed.check_bf16(options.bf16, options.device)
     return options, task, state
 
 
@@ -110,7 +112,8 @@ def _parser(task: Task) -> commands.Parser:
         said = f"{words} (default {value})" if value != "" else words
         add(f"--{name}", type=kind, metavar="X", help=said)
     commands.device_option(parser)
-    add("--bf16", action=switch, help="matrix products in bfloat16 (default)")
+    add("--bf16", action=switch,
+        help="matrix products in bfloat16 (default: where that is faster)")
     add("--compile", action=switch, help="a minute to start, then twice as fast (default)")
     add("--table", action=switch, default=True, help="evaluate at the end (default)")
     add("--ship", type=commands.path, metavar="FILE",

@@ -6,6 +6,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,9 +14,42 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fmlm import Denoiser
+from harness.commands import say
 
 if TYPE_CHECKING:
     from train import Run
+
+
+@cache
+def bf16_pays(device: torch.device) -> bool:
+    """Whether matrix products are faster in bfloat16 than in single precision, as measured. A CPU
+    that has none in hardware takes ten times as long for one, and fifty for a training step."""
+    seconds = []
+    for dtype in (torch.float32, torch.bfloat16):
+        try:
+            a = torch.ones(256, 256, dtype=dtype, device=device)
+            laps = []
+            for _ in range(4):
+                start = time.perf_counter()
+                (a @ a)[0, 0].item()  # waits for a GPU
+                laps.append(time.perf_counter() - start)
+        except (RuntimeError, TypeError):  # a device that has no such numbers at all
+            return False
+        seconds.append(min(laps))
+    return seconds[1] < seconds[0]
+
+
+def check_bf16(asked: bool, device: torch.device) -> None:
+    """Say so where bfloat16 is asked for and makes things slower."""
+    if asked and not bf16_pays(device):
+        say(f"bfloat16 is slower than single precision on this {device.type}: leave --bf16 out")
+
+
+def in_bf16(asked: bool | None, device: torch.device) -> torch.autocast:
+    """Matrix products in bfloat16: where asked for, or, if None, where that is faster."""
+    check_bf16(bool(asked), device)
+    return torch.autocast(device.type, torch.bfloat16,
+                          enabled=bf16_pays(device) if asked is None else asked)
 
 
 def sampling(sampler: Callable[..., Tensor], model: Denoiser, length: int,

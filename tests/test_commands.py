@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 import sample
 import train
-from harness import checkpoints
+from harness import checkpoints, speed
 from harness.checkpoints import read_checkpoint, save_checkpoint
 from sudoku import boards as sudoku
 from toy import two_mode, vocabulary
@@ -51,7 +51,7 @@ def files(tmp_path_factory):
     """A real checkpoint of 2 of 10 steps for every objective, and files that are none."""
     folder = tmp_path_factory.mktemp("files")
     made = {objective: train_tiny(folder / f"{objective}.pt", "--objective", objective)
-            for objective in checkpoints.OBJECTIVES}
+            for objective in (*checkpoints.OBJECTIVES, "mlfm")}
     made["deep"] = train_tiny(folder / "deep.pt", "--objective", "mdm", "--depth", "2")
     for name, data in {"truncated": Path(made["mdm"]).read_bytes()[:-999], "text": b"not ours\n",
                        "empty": b"",
@@ -112,7 +112,7 @@ def test_bench_prints_plausible_numbers_whose_parts_add_up_and_writes_nothing(
     assert train.main([*TINY, "--objective", objective, "--bench", "20", "--out", str(path)]) == 0
     said = capsys.readouterr().out
     step, low, high, tokens, memory = (float(number.replace(",", "")) for number in re.search(
-        r"bf16: ([\d.]+) ms per step \(10% to 90%: ([\d.]+) to ([\d.]+)\), "
+        r"(?:bf16|float32): ([\d.]+) ms per step \(10% to 90%: ([\d.]+) to ([\d.]+)\), "
         r"([\d,]+) tokens/s, peak memory ([\d,]+) MiB",
         said).groups())
     assert 0.1 < low <= step <= high < 10_000 and 50 < memory < 100_000
@@ -124,6 +124,33 @@ def test_bench_prints_plausible_numbers_whose_parts_add_up_and_writes_nothing(
     assert re.search(r"[\d,]+ GFLOP/s in matrix products, \d+% of the [\d,]+ GFLOP/s of one "
                      "128 x 16 x 64 product", said)
     assert not path.exists()
+
+
+def test_bfloat16_is_the_default_where_it_is_faster_and_asked_for_elsewhere_it_is_said_to_be_slow(
+        monkeypatch, capsys):
+    cpu = torch.device("cpu")
+    for pays in (True, False):
+        monkeypatch.setattr(speed, "bf16_pays", lambda device: pays)
+        assert parse(TINY)[0].bf16 is pays and not parse([*TINY, "--no-bf16"])[0].bf16
+        for asked, enabled in ((None, pays), (False, False)):
+            with speed.in_bf16(asked, cpu):
+                assert torch.is_autocast_enabled("cpu") is enabled
+        assert not capsys.readouterr().err
+        assert parse([*TINY, "--bf16"])[0].bf16
+        with speed.in_bf16(True, cpu):
+            assert torch.is_autocast_enabled("cpu")
+        slow = "bfloat16 is slower than single precision on this cpu: leave --bf16 out\n"
+        assert capsys.readouterr().err == slow * (0 if pays else 2)
+
+
+def test_whether_bfloat16_pays_is_measured(monkeypatch):
+    """By a clock that only products move: 4 of single precision, then 4 of bfloat16."""
+    for laps, pays in (((2.0, 1.0), True), ((1.0, 2.0), False), ((1.0, 1.0), False)):
+        ticks = iter(float(n) for lap in laps for n in (0, lap) * 4)
+        monkeypatch.setattr(speed.time, "perf_counter", lambda: next(ticks))
+        assert speed.bf16_pays.__wrapped__(torch.device("cpu")) is pays
+    monkeypatch.setattr(torch, "ones", lambda *a, **k: (_ for _ in ()).throw(TypeError("none")))
+    assert not speed.bf16_pays.__wrapped__(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("objective, start", [("fmlm+", "mdm"), ("mdm", "fmlm+")])

@@ -17,12 +17,13 @@ import torch.nn.functional as F
 
 import fmlm
 from harness import commands
+from harness.speed import in_bf16
 
 
 def step_time(length: int, vocab_size: int, batch: int, device: torch.device,
               repeats: int = 7) -> float:
     """Median seconds of one FMLM+ step, forward of the targets to the optimizer: one-hot inputs,
-    bf16 matrices."""
+    matrices in bfloat16 where that is faster."""
     torch.manual_seed(0)
     model = fmlm.Denoiser(vocab_size, torch.arange(length)[:, None], width=64, depth=3,
                           heads=2).to(device)
@@ -36,7 +37,7 @@ def step_time(length: int, vocab_size: int, batch: int, device: torch.device,
                        vocab_size).float()
         context, _ = fmlm.sample_context(nothing, draws)
         s, t = fmlm.sample_times(batch, batch // 2, draws)
-        with torch.autocast(device.type, torch.bfloat16):
+        with in_bf16(None, device):
             loss = fmlm.flow_map_loss(model, fmlm.Batch(x1, None, context, s, t, targets),
                                       torch.randn_like(x1))
         loss.backward()

@@ -24,6 +24,7 @@ from torch import Generator, Tensor
 
 import fmlm
 from harness import commands
+from harness.speed import in_bf16
 from sample import flow_map_sampler
 from toy.exact import Exact
 from toy.two_mode import learn
@@ -95,7 +96,7 @@ def learn_pairs(partner: Tensor, drawn: bool, steps: int, seed: int, halved: boo
             s, t = (fmlm.inverse_decoding_time(time, vocab_size) for time in (s, t))
         targets = [fmlm.Target("data", 512 - own.rows), own]
         batch = fmlm.Batch(x1, None, fmlm.given(x1, None), s, t, targets)
-        with torch.autocast("cpu", torch.bfloat16):
+        with in_bf16(None, x1.device):
             return fmlm.flow_map_loss(model, batch, torch.randn(x1.shape, generator=generator))
 
     rate = lambda step: min(1, (step + 1) / 100, 2 * (1 - step / steps))
