@@ -1,8 +1,8 @@
 """FMLM+: flow map language models with per-token noise, from scratch (arXiv 2606.24773).
 
 It builds on FLM and FMLM (2602.16813) and holds masked diffusion (MDLM, 2406.07524) as its case
-s = t = 0; masked language flow models (MLFM, 2606.27617) stand beside it. The method in the order
-of the papers and with their symbols:
+s = t = 0; masked language flow models (MLFM, 2606.27617) stand beside it: here their interpolant
+and loss, the rest in baselines/mlfm.py. The method in the order of the papers, with their symbols:
 
     1. interpolant and flow map      x_t, v_t, X_{s,t}, the semigroup target
     2. time                          the law of (s, t), of the context, and tau(t)
@@ -56,7 +56,7 @@ def velocity(x: Tensor, denoised: Tensor, t: Tensor) -> Tensor:
     x, denoised: (B, L, V); t: (B, L). 0 at t = 1, where data rests.
     """
     check_times(x, t)
-    return (denoised - x) * _ratio(torch.ones_like(t), 1 - t, 0.0)[..., None]
+    return (denoised - x) * ratio(torch.ones_like(t), 1 - t, 0.0)[..., None]
 
 
 def flow_map(x: Tensor, delta: Tensor, s: Tensor, t: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ def flow_map(x: Tensor, delta: Tensor, s: Tensor, t: Tensor) -> Tensor:
     delta = D_s it is one Euler step of the flow. A token at s = 1 stays as it is, bit for bit.
     """
     check_times(x, s, t)
-    keep = _ratio(1 - t, 1 - s, 1.0)[..., None]
+    keep = ratio(1 - t, 1 - s, 1.0)[..., None]
     return keep * x + (1 - keep) * delta
 
 
@@ -82,7 +82,7 @@ def semigroup_target(delta_su: Tensor, delta_ut: Tensor, s: Tensor, u: Tensor, t
     lam = 0 at t = 1 and 1 at u = t. deltas: (B, L, V) probabilities; s <= u <= t: (B, L).
     """
     check_times(delta_su, s, u, t)
-    lam = torch.where(u == t, 1.0, _ratio((1 - t) * (u - s), (1 - u) * (t - s), 1.0))[..., None]
+    lam = torch.where(u == t, 1.0, ratio((1 - t) * (u - s), (1 - u) * (t - s), 1.0))[..., None]
     return lam * delta_su + (1 - lam) * delta_ut
 
 
@@ -101,20 +101,7 @@ def bridge(x1: Tensor, noise: Tensor, t: Tensor, sigma: float = 1.0) -> Tensor:
     return t * x1 + sigma * (t * (1 - t)).sqrt() * noise
 
 
-def bridge_step(x: Tensor, clean: Tensor, s: Tensor, t: Tensor, noise: Tensor,
-                sigma: float = 1.0) -> Tensor:
-    """One step of MLFM's SDE, from x_s to x_t on the bridge to a predicted clean x (2606.27617):
-
-        x_t = x_s + (t-s)/(1-s) (clean - x_s) + sigma sqrt((t-s)(1-t)/(1-s)) noise
-
-    x, clean, noise: (B, L, V); s <= t: (B, L). Without noise it is `flow_map`. A token at s = 1
-    stays, bit for bit.
-    """
-    spread = _ratio((t - s) * (1 - t), 1 - s, 0.0).sqrt()[..., None]
-    return flow_map(x, clean, s, t) + sigma * spread * noise
-
-
-def _ratio(numerator: Tensor, denominator: Tensor, otherwise: float) -> Tensor:
+def ratio(numerator: Tensor, denominator: Tensor, otherwise: float) -> Tensor:
     """numerator / denominator, `otherwise` where the denominator is 0: no NaN, nor in gradients."""
     safe = denominator != 0
     return torch.where(safe, numerator / torch.where(safe, denominator, 1.0), otherwise)
@@ -195,20 +182,6 @@ def sample_context(prompt: Tensor, draws: Draws = Draws()) -> tuple[Tensor, Tens
     return prompt | ~(draws.uniform(*prompt.shape) < rate[:, None]), rate
 
 
-def sample_bridge_context(prompt: Tensor, draws: Draws = Draws()) -> Tensor:
-    """The context of MLFM training, (B, L) bool (2606.27617): each token is corrupted at the rate
-    0.05 + 0.95 cos(pi U / 2) of its sequence, and at least one is. Of the sequences with a prompt
-    one half, by coins, has all that is no prompt corrupted.
-
-    prompt: (B, L) bool, context always.
-    """
-    rate = 0.05 + 0.95 * (math.pi / 2 * draws.stratified(len(prompt))).cos()
-    whole = prompt.any(1) & (draws.uniform(len(prompt)) < 0.5)
-    u = draws.uniform(*prompt.shape).masked_fill(prompt, 1)
-    corrupted = (u < rate.where(~whole, 1)[:, None]) | (u == u.amin(1, keepdim=True))
-    return prompt | ~corrupted
-
-
 def sample_times(n: int, diagonal: int, draws: Draws = Draws(), boundary: float = 1 / 32,
                  distilled: int = 0) -> tuple[Tensor, Tensor]:
     """The "uniform_diff" law of 2606.24773: d ~ U(0, 1), s ~ U(0, 1-d), t = s + d; s, t: (n,).
@@ -231,65 +204,6 @@ def sample_times(n: int, diagonal: int, draws: Draws = Draws(), boundary: float 
     return s * (row >= distilled), t * (row >= distilled)
 
 
-NOISIEST, CLEAREST = 6.0, -10.0  # log noise-to-signal where MLFM trains: nearly [MASK], nearly data
-STRAIGHT = torch.linspace(1, 0, 33)  # a loss that falls alike in every half unit of it
-
-
-def clearness(t: Tensor, sigma: float | Tensor) -> Tensor:
-    """How clear x_t of the bridge is, in [0, 1], by its log noise-to-signal (2606.27617):
-
-        gamma = log(sigma^2 (1-t) / t),   (6 - gamma) / 16, and 0 above gamma = 6, 1 below -10
-
-    The posterior weighs x by e^-gamma / t (toy/exact.py): given gamma it does not depend on sigma.
-    t of any shape.
-    """
-    gamma = (sigma**2 * (1 - t) / t).log()
-    return ((NOISIEST - gamma) / (NOISIEST - CLEAREST)).clamp(0, 1)
-
-
-def inverse_clearness(u: Tensor, sigma: float | Tensor) -> Tensor:
-    """The time t at which x_t is as clear as u in [0, 1]: t = 1 / (1 + e^gamma / sigma^2)."""
-    gamma = NOISIEST + (CLEAREST - NOISIEST) * u
-    return 1 / (1 + gamma.exp() / sigma**2)
-
-
-def law_of_clearness(curve: Tensor | None) -> Tensor:
-    """The law of MLFM's training times (2606.27617): the share that is noisier, for clearnesses in
-    equal steps from 0 to 1, (K,) float64, to `look_up`. A mixture in gamma of 0.1 uniform, 0.2
-    normal(-2.5, 2) within [-10, 6], and 0.7 in proportion to the slope of the loss, of which this share is
-
-        (C(0) - C(u)) / (C(0) - C(1)),   C the loss at clearness u, made to fall
-
-    curve: C, (K,). A straight line makes the last part uniform; so does one that never falls.
-    Without a curve all is uniform in gamma, and K = 2.
-    """
-    if curve is None:
-        return torch.tensor([0.0, 1.0], dtype=torch.float64)
-    u = torch.linspace(0, 1, len(curve), dtype=torch.float64, device=curve.device)
-    below = torch.special.ndtr((NOISIEST + (CLEAREST - NOISIEST) * u + 2.5) / 2)
-    normal = (below[0] - below) / (below[0] - below[-1])
-    loss = curve.double().cummin(0).values
-    span = (loss[0] - loss[-1]).expand(len(u))
-    measured = torch.where(span > 0, _ratio(loss[0] - loss, span, 0.0), u)
-    return 0.1 * u + 0.2 * normal + 0.7 * measured
-
-
-def sample_bridge_times(n: int, draws: Draws = Draws(), sigma: float = 1.0,
-                        curve: Tensor | None = None) -> Tensor:
-    """Times of MLFM training, (n,), by `law_of_clearness`."""
-    u = draws.stratified(n)
-    u = inverse_look_up(law_of_clearness(curve).to(u.device), u)
-    return inverse_clearness(u, sigma).clamp(max=1 - 2**-24)
-
-
-def losses_by_clearness(u: Tensor, losses: Tensor, steps: int) -> Tensor:
-    """Sum of the losses (B,) nearest to each of `steps` clearnesses, and their number: (2, steps).
-    u: the clearness of each, (B,)."""
-    place = (u * (steps - 1)).round().long()
-    both = torch.stack([losses, torch.ones_like(losses)])
-    return both.new_zeros(2, steps).index_add(1, place, both)
-
-
 def decoding_time(t: Tensor, vocab_size: int) -> Tensor:
     """tau(t): how often the argmax of x_t is right already, scaled to [0, 1] (2602.16813):
 
@@ -305,7 +219,7 @@ def decoding_time(t: Tensor, vocab_size: int) -> Tensor:
         raise ValueError("times must lie in [0, 1]: 0 is noise, 1 is data")
     z = torch.linspace(-9, 9, 721, dtype=torch.float64, device=t.device)
     density = torch.exp(-z**2 / 2) / torch.exp(-z**2 / 2).sum()
-    shift = _ratio(t.double(), 1 - t.double(), math.inf)
+    shift = ratio(t.double(), 1 - t.double(), math.inf)
     log_phi = torch.special.log_ndtr(z + shift[..., None])
     right = (log_phi * (vocab_size - 1)).exp() @ density
     return ((right - 1 / vocab_size) * vocab_size / (vocab_size - 1)).clamp(0, 1).to(t.dtype)
@@ -343,7 +257,7 @@ def inverse_look_up(table: Tensor, value: Tensor) -> Tensor:
     last = len(table) - 1
     right = torch.searchsorted(table, value.double().contiguous(), right=True).clamp(1, last)
     below, above = table[right - 1], table[right]
-    fraction = _ratio(value.double() - below, above - below, 1.0).clamp(0, 1)
+    fraction = ratio(value.double() - below, above - below, 1.0).clamp(0, 1)
     return ((right - 1 + fraction) / last).to(value.dtype)
 
 
@@ -515,45 +429,6 @@ class Denoiser(nn.Module):
         return F.log_softmax(30 * torch.tanh(logits / 30), -1)  # soft-capped, as published
 
 
-class BridgeDenoiser(Denoiser):
-    """The network of an MLFM (2606.27617): log D_s(x) on the bridge; it ignores t, and context is
-    at s = 1.
-
-    An MDM and what begins at zero: the MDM's embedders are told 0 or 1, corrupted or context, which
-    is all that they have seen; an embedder of its own is told how clear x is; and x enters through
-    a gate, scaled to unit size. So the weights of an MDM load here as they are, and give its answer
-    at every s. `sigma`, of the bridge, and `curve`, the mean loss of a token by how clear x is, as
-    training measures it, are kept with the weights.
-    """
-
-    def __init__(self, *layout, **sizes) -> None:
-        super().__init__(*layout, **sizes)
-        width = self.embed.out_features
-        self.register_buffer("sigma", torch.tensor(1.0))
-        self.register_buffer("curve", math.log(self.vocab_size) * STRAIGHT)
-        self.time_bridge, self.gate = TimeEmbedding(width), nn.Linear(width, 1)
-        for zero in (self.time_bridge.mlp[-1], self.gate):
-            nn.init.zeros_(zero.weight)
-            nn.init.zeros_(zero.bias)
-
-    @torch.no_grad()
-    def measured(self, losses: Tensor, number: Tensor) -> None:
-        """Move the curve towards a batch's losses, given as `losses_by_clearness` gives them: a
-        mean that forgets half in 140 steps."""
-        towards = torch.lerp(self.curve, losses / number.clamp(min=1), 0.005)
-        self.curve.copy_(torch.where(number > 0, towards, self.curve))
-
-    def logits(self, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
-        check_times(x, s, t)
-        context = (s == 1).to(s.dtype)
-        told = self.time_s(context) + self.time_t(context)
-        when = F.silu(told + self.time_bridge(clearness(s, self.sigma)))
-        # s^2 and sigma^2 s (1-s) are the squares of its signal and of its noise
-        size = (s**2 + self.sigma**2 * s * (1 - s)).sqrt()
-        scaled = x * _ratio(torch.ones_like(s), size, 0.0)[..., None]
-        return self.read(torch.where(context[..., None] == 1, x, self.gate(when) * scaled), when)
-
-
 # --------------------------------------------------------------------------------------------------
 # 4. Losses: cross-entropy over the generated tokens, of the network at (x, s, t), to some target
 # --------------------------------------------------------------------------------------------------
@@ -599,7 +474,7 @@ def mdm_loss(model: Model, x1: Tensor, context: Tensor, rate: Tensor | None = No
         return token_mean(entropies, ~context)
     if weighting != "elbo" or rate is None:
         raise ValueError('weighting must be "uniform", or "elbo" with the rate of each sequence')
-    return _ratio((entropies * ~context).sum(-1), rate, 0.0).mean()
+    return ratio((entropies * ~context).sum(-1), rate, 0.0).mean()
 
 
 def mlfm_loss(model: Model, x1: Tensor, context: Tensor, t: Tensor, noise: Tensor,
@@ -704,7 +579,7 @@ def lagrangian(model: Model, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
     with sdpa_kernel(SDPBackend.MATH):  # the fused attention of a GPU has no forward mode
         delta, slope = torch.func.jvp(lambda time: model(x, s, time).exp(), (t,), (generated,))
     denoised = model(flow_map(x, delta, s, t), t, t).exp()
-    weight = _ratio((t - s) * (1 - t), 1 - s, 0.0)[..., None]
+    weight = ratio((t - s) * (1 - t), 1 - s, 0.0)[..., None]
     target = (denoised - weight * slope).clamp(min=0)
     return target / target.sum(-1, keepdim=True)
 

@@ -16,7 +16,6 @@ import signal
 if __name__ == "__main__":  # Ctrl-C while torch is imported ends it without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -26,8 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from fmlm import (Model, bridge_step, check_sigma, clearness, flow_map, inverse_clearness,
-                  inverse_decoding_time, inverse_look_up, law_of_clearness, look_up, token_times)
+from fmlm import Model, flow_map, inverse_decoding_time, token_times
 from harness import commands, speed, terminal
 from harness.attempts import JUDGES, attempts, judge_by_rules, judge_for
 from harness.checkpoints import (BASELINES, baseline, completes, load_checkpoint,
@@ -258,50 +256,6 @@ def mdm_ancestral(model: Model, tokens: Tensor, known: Tensor, steps: int,
     return refine(model, tokens, known, steps, how, rule, generator=generator, **options)
 
 
-READ_OUT = 0.94  # time at which MLFM reads its tokens off; as published
-
-
-def token_promotion(model: Model, tokens: Tensor, known: Tensor, rounds: int,
-                    threshold: float = 0.8, steps: int = 256, temperature: float = 0.1,
-                    generator: Generator | None = None, **options) -> Tensor:
-    """MLFM (2606.27617): over the bridge from nearly [MASK] to t = 0.94 in `steps` steps of its
-    SDE, there read the tokens off in one pass more; promote those that are sure, at least the
-    surest one, return the rest to [MASK], repeat. The last loop promotes all.
-
-    Tokens are drawn at `temperature`; how sure they are is the probability that they were drawn
-    with, and `threshold` is sure. The times are equal quantiles of their law in training. model:
-    also has `sigma` and `curve`, those of its training (`fmlm.BridgeDenoiser`). Defaults as
-    published; 0 steps read off nearly [MASK].
-    NFE = rounds * (steps + 1), less where all tokens are promoted before.
-    Raises ValueError for a threshold outside [0, 1], a temperature or sigma that is not positive
-    and finite, or steps < 0.
-    """
-    rounds, sigma = at_most_tokens(rounds, tokens), float(model.sigma)
-    check_sigma(sigma)
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold must lie in [0, 1], got {threshold}")
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be positive and finite, got {temperature}")
-    if steps < 0:
-        raise ValueError(f"a loop of {steps} steps makes no sense: at least 1, or 0 to read the "
-                         "tokens off at once")
-
-    def move(x: Tensor, delta: Tensor, s: Tensor, t: Tensor) -> Tensor:
-        noise = torch.randn(x.shape, generator=generator, device=x.device)
-        return bridge_step(x, delta, s, t, noise, sigma)
-
-    def rule(confidence: Tensor, unknown: Tensor, rounds_left: int) -> Tensor:
-        return (confidence >= threshold) | surest(confidence, unknown, 1)
-
-    law = law_of_clearness(model.curve).cpu()
-    end = look_up(law, clearness(torch.tensor(READ_OUT, dtype=torch.float64), sigma))
-    part = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-    times = inverse_clearness(inverse_look_up(law, end * part), sigma).tolist()
-    how = Draft([*times, times[-1]], noise=sigma * (times[0] * (1 - times[0])) ** 0.5, move=move,
-                draw="sample", sure="drawn", temperature=temperature)
-    return refine(model, tokens, known, rounds, how, rule, generator=generator, **options)
-
-
 # --------------------------------------------------------------------------------------------------
 # 3. By name
 # --------------------------------------------------------------------------------------------------
@@ -319,15 +273,6 @@ def drafts_of(flow_steps: int, model: Model, tokens: Tensor, known: Tensor, nfe:
     rounds = min(max(1, nfe // flow_steps), tokens.shape[-1])
     return posterior_refinement(model, tokens, known, rounds, flow_steps=min(nfe, flow_steps),
                                 **options)
-
-
-def loops_of_promotion(model: Model, tokens: Tensor, known: Tensor, nfe: int,
-                       **options) -> Tensor:
-    """As many whole loops of token promotion, 256 steps and a read-out, as fit into nfe; where none
-    does, one loop of nfe passes."""
-    passes = min(nfe, 257)
-    rounds = min(nfe // max(passes, 1), tokens.shape[-1])
-    return token_promotion(model, tokens, known, rounds, steps=passes - 1, **options)
 
 
 class Sampler(NamedTuple):
@@ -372,7 +317,6 @@ SAMPLERS = {  # the first that suits an objective is its default
     "confidence": Sampler(mdm_confidence, ("mdm",), chance=False),
     "confidence-sampled": Sampler(partial(mdm_confidence, draw="sample"), ("mdm",)),
     "ancestral": Sampler(mdm_ancestral, ("mdm",)),
-    "promotion": Sampler(loops_of_promotion, ("mlfm",)),
 }
 
 
@@ -419,7 +363,7 @@ def main(arguments: list[str] | None = None) -> int:
     model, info = load_checkpoint(path, options.device, options.compile)
     name, sampler = choose_sampler(info["objective"], options.sampler, options.threshold)
     task, errors = task_of(info), []
-    precise = torch.autocast(options.device.type, torch.bfloat16, enabled=options.bf16)
+    precise = speed.in_bf16(options.bf16, options.device)
     if options.bench:
         with precise:
             budgets = usual(info["objective"], len(task.coords), (1, 4, 16))

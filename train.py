@@ -41,7 +41,8 @@ BOUNDARY = 1 / 32  # share of the others at (s, t) = (0, 1); as published
 
 
 # --------------------------------------------------------------------------------------------------
-# 1. The objectives: (run, model, x1 (B, L, V), prompt (B, L) bool or None) -> loss, context (B, L)
+# 1. The objectives: (run, model, x1 (B, L, V), prompt (B, L) bool or None) -> loss, context (B, L);
+#    what is no context counts alike between processes
 # --------------------------------------------------------------------------------------------------
 
 
@@ -105,21 +106,7 @@ def mdm(run: Run, model: fmlm.Model, x1: Tensor, prompt: Tensor | None) -> tuple
     return fmlm.mdm_loss(model, x1, context), context
 
 
-def mlfm(run: Run, model: fmlm.Model, x1: Tensor, prompt: Tensor | None) -> tuple:
-    """MLFM (2606.27617): the denoiser on the bridge from [MASK] to data."""
-    context, sigma = fmlm.sample_bridge_context(given(x1, prompt), run.draws), run.options.sigma
-    curve, seen = run.model.curve, {}
-    t = fmlm.sample_bridge_times(len(x1), run.draws, sigma, curve)
-    loss = fmlm.mlfm_loss(model, x1, context, t, run.draws.normal(*x1.shape), sigma, seen)
-    where = fmlm.clearness(t, sigma)
-    measured = fmlm.losses_by_clearness(where, seen["each"].float(), len(curve))
-    if run.world > 1:  # all processes draw by one law
-        dist.all_reduce(measured)
-    run.model.measured(*measured)
-    return loss, context
-
-
-LOSSES = dict(zip(OBJECTIVES, (fmlm_plus, fmlm_, flm, mdm, mlfm, flm_plus)))
+LOSSES = dict(zip(OBJECTIVES, (fmlm_plus, fmlm_, flm, mdm, flm_plus)))
 
 
 def loss_of(objective: str) -> Callable:
@@ -214,8 +201,7 @@ class Run:
             loss, context = loss_of(self.options.objective)(self, model, x1, prompt)
         self.parts["loss"] = loss.detach()
         if self.world > 1:  # DDP averages over processes: all tokens, or sequences, count alike
-            corrupted = ~context
-            count = (corrupted.any(1) if self.options.objective == "mlfm" else corrupted).sum()
+            count = (~context).sum()
             total = count.clone()
             dist.all_reduce(total)
             loss = loss * count * self.world / total.clamp(min=1)

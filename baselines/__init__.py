@@ -1,9 +1,9 @@
-"""The systems beside FMLM+ in the papers' tables, a short file each: AR, Duo, CANDI, S-FLM, and
-FMLM in the two stages of its release.
+"""The systems beside FMLM+ in the papers' tables, a short file each: AR, Duo, CANDI, S-FLM, MLFM,
+and FMLM in the two stages of its release.
 
 A module has
     NETWORKS    objective -> network(task, sizes): fmlm's blocks, with what the system needs
-    LOSSES      objective -> loss(run, model, x1, prompt) -> (loss, context)
+    LOSSES      objective -> loss(run, model, x1, prompt) -> (loss, context), as in train.py
     SAMPLERS    name -> sample.Sampler: run(model, tokens, known, nfe, generator=None, trace=None)
     likelihood(model, x1, draws) -> (B,) nats a sequence, and KIND, "exact" or "bound"; or None
     start(objective, weights) -> weights      to begin with, of a checkpoint's: where it can do so

@@ -19,7 +19,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from fmlm import BridgeDenoiser, Denoiser
+from fmlm import Denoiser
 from harness.commands import out_of_memory, say
 from harness.files import alone, written
 from harness.tasks import ROOT, TASKS, Task, load_task
@@ -27,10 +27,12 @@ from harness.tasks import ROOT, TASKS, Task, load_task
 CHECKPOINTS = ROOT / "checkpoints"
 FORMAT = 3  # 2 had neither the state of the task nor that of the schedule: it is read as well
 TRAIN = "`python train.py`, or `python train.py sudoku9` for 9x9"
-OBJECTIVES = ("fmlm+", "fmlm", "flm", "mdm", "mlfm", "flm+")
+OBJECTIVES = ("fmlm+", "fmlm", "flm", "mdm", "flm+")
 BASELINES = {"ar": "baselines.ar", "duo": "baselines.duo", "candi": "baselines.candi",
              "sflm": "baselines.sflm", "sflm-naive": "baselines.sflm",  # other systems' objectives
+             "mlfm": "baselines.mlfm",
              "fmlm-residual": "baselines.two_stage", "fmlm-compressed": "baselines.two_stage"}
+MASKED = ("mdm", "mlfm")  # shown [MASK], the zero vector, where the others are shown noise at s = 0
 ONE_BY_ONE = ("ar",)  # a pass a token, no less
 IN_TAU = ("flm", "fmlm", "fmlm-residual", "fmlm-compressed")  # know a prompt at most
 LARGEST = dict(vocab_size=65536, width=4096, depth=128, heads=4096)  # none larger is made or read
@@ -254,8 +256,7 @@ def build(info: dict, task: Task, device: str | torch.device = "cpu") -> Denoise
         if system := baseline(info["objective"]):
             sizes = {name: size for name, size in info["network"].items() if name != "vocab_size"}
             return system.NETWORKS[info["objective"]](task, sizes)
-        network = BridgeDenoiser if info["objective"] == "mlfm" else Denoiser
-        return network(coords=task.coords, **info["network"])
+        return Denoiser(coords=task.coords, **info["network"])
 
 
 def load_checkpoint(path: str | Path, device: str | torch.device = "cpu",

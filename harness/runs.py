@@ -80,7 +80,6 @@ def load(run: Run, state: dict) -> None:
     Blocks that it lacks write nothing yet: a deeper network starts out as the same function."""
     system = baseline(run.options.objective)
     weights = system.start(run.options.objective, state["model"]) if system else state["model"]
-    weights = {name: value for name, value in weights.items() if name not in ("sigma", "curve")}
     for model in (run.model, run.ema.model):
         model.load_state_dict(weights, strict=False)
         for network in model.modules():

@@ -22,9 +22,9 @@ from torch import Generator, Tensor
 import fmlm
 from harness import commands, evaluation
 from harness.attempts import Judge, attempts, judge_by_rules, judge_for
-from harness.checkpoints import (IN_TAU, baseline, completes, load_checkpoint, newest_checkpoint,
-                                 read_checkpoint, task_of)
-from harness.measure import likelihood_bound, posterior, share, usual
+from harness.checkpoints import (IN_TAU, completes, load_checkpoint, newest_checkpoint, read_checkpoint,
+                                 task_of)
+from harness.measure import likelihood_bound, own_likelihood, posterior, share, usual
 from harness.tasks import Task
 from sample import SAMPLERS, Sampler, choose_sampler, samplers_for
 from sudoku import boards as sudoku
@@ -178,7 +178,7 @@ def evaluate(path: str, options: argparse.Namespace) -> dict:
     bound, error = found
     document["likelihood"] = {"bound": round(bound, 3), "plus_minus": round(error, 3),
                               "limit": round(math.log(sudoku.BOARD_COUNT[shape.name]), 3)}
-    if system := baseline(objective):
+    if system := own_likelihood(objective):
         document["likelihood"]["kind"] = system.KIND
     elif shape.size == 4:
         document["kl"] = against_exact(shape, model, objective, draws())
@@ -204,7 +204,7 @@ def measure(task: Task, path: str, samplers: Sequence[str], budgets: Sequence[in
         for nfe in usual(objective, shape.cells, own or budgets)]
     if objective not in IN_TAU and (found := likelihood_bound(task, model, objective, draws())):
         document["likelihood"] = {"bound": round(found[0], 3)}
-        if system := baseline(objective):
+        if system := own_likelihood(objective):
             document["likelihood"]["kind"] = system.KIND
     return document
 

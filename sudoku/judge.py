@@ -24,6 +24,7 @@ from harness import commands
 from harness.attempts import JUDGES, judge, judge_by_halves, judge_for, log_probability
 from harness.checkpoints import load_checkpoint, newest_checkpoint
 from harness.measure import BATCH, passes_used, share
+from harness.speed import in_bf16
 from sample import Sampler, choose_sampler, surest
 from sudoku import boards as sudoku
 from sudoku.evaluate import shape_of
@@ -263,7 +264,7 @@ def main(arguments: list[str] | None = None) -> int:
     model, info = load_checkpoint(path)
     shape = shape_of(path, info)
     choose_sampler(info["objective"], "posterior")  # a ValueError for all but an FMLM+
-    with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
+    with in_bf16(options.bf16, torch.device("cpu")):
         found = {clues: measure(model, shape, info["objective"], clues, options)
                  for clues in options.clues}
     if options.json:

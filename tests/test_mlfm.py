@@ -12,11 +12,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fmlm import (EMA, BridgeDenoiser, Denoiser, Draws, bridge, bridge_step, clearness, flow_map,
-                  inverse_clearness, inverse_look_up, law_of_clearness, look_up,
-                  losses_by_clearness, mlfm_loss, sample_bridge_context, sample_bridge_times)
+from baselines.mlfm import (BridgeDenoiser, bridge_step, clearness, inverse_clearness,
+                            law_of_clearness, losses_by_clearness, sample_bridge_context,
+                            sample_bridge_times, token_promotion)
+from fmlm import EMA, Denoiser, Draws, bridge, flow_map, inverse_look_up, look_up, mlfm_loss
 from harness.checkpoints import load_checkpoint, read_checkpoint
-from sample import token_promotion
 from train import main
 from toy.exact import Exact, ExactBridge
 

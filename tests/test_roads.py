@@ -21,18 +21,20 @@ import torch.nn.functional as F
 import sample
 import train
 import fmlm
+from baselines import mlfm
 from fmlm import (Batch, Denoiser, Draws, Target, cross_entropy, data_and_self, decoding_time,
                   denoised, flow_map, flow_map_loss, interpolate, lagrangian, masked, mdm_loss,
                   semigroup, token_mean, token_times, velocity)
-from harness import roads as comparison, runs
-from harness.checkpoints import OBJECTIVES, load_checkpoint, read_checkpoint, save_checkpoint
+from harness import checkpoints, roads as comparison, runs
+from harness.checkpoints import load_checkpoint, read_checkpoint, save_checkpoint
 from harness.plot import read_table
 from harness.roads import ROADS, below, passes_of, rows_of, steps_of
 from harness.tasks import Task, load_task
 from sudoku import evaluate
 from toy.exact import Exact
-from train import LOSSES, Run, parse
+from train import Run, parse
 
+OBJECTIVES = (*checkpoints.OBJECTIVES, "mlfm")
 EXACT = Exact([[0, 0, 1], [1, 2, 1], [2, 2, 0]], [0.2, 0.5, 0.3])
 TINY = "--width 16 --depth 1 --heads 1 --batch 8 --warmup 1 --no-compile --device cpu".split()
 
@@ -354,12 +356,12 @@ def options_of(*arguments):
 def training_loss(options, model, x1, generator, mdm=None, teacher=None):
     """The loss of an objective, as a run of these options has it."""
     vocab_size = x1.shape[-1]
-    law = fmlm.BridgeDenoiser(vocab_size, torch.arange(2)[:, None])  # has the curve of an MLFM
+    law = mlfm.BridgeDenoiser(vocab_size, torch.arange(2)[:, None])  # has the curve of an MLFM
     run = SimpleNamespace(options=options, draws=Draws(generator), mdm=mdm, teacher=teacher,
                           recipe=None, parts={}, task=SimpleNamespace(vocab_size=vocab_size),
                           model=law, world=1)
     run.halve = partial(Run.halve, run)
-    return LOSSES[options.objective](run, model, x1, None)
+    return train.loss_of(options.objective)(run, model, x1, None)
 
 
 class Spy:
@@ -661,7 +663,7 @@ def test_an_flm_with_prompts_keeps_them_clean_and_learns_nothing_of_them():
         run = SimpleNamespace(options=options, draws=Draws(seeded(3)), mdm=None, teacher=None,
                               recipe=None, parts={}, task=SimpleNamespace(vocab_size=4))
         run.halve = partial(Run.halve, run)
-        _, context = LOSSES[objective](run, spy, x1, prompt)
+        _, context = train.loss_of(objective)(run, spy, x1, prompt)
         x, s, t = spy.asked[-1]
         assert context.equal(prompt) and ((s == 1) & (t == 1)).equal(prompt)
         assert x[prompt].equal(x1[prompt]) and not x[~prompt].equal(x1[~prompt])

@@ -11,11 +11,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from baselines import mlfm
+from baselines.mlfm import token_promotion
 from fmlm import decoding_time
 from harness.checkpoints import OBJECTIVES
 from sample import (SAMPLERS, Draft, Pass, a_priori_confidence, block_diffusion, choose_sampler,
                     flow_map_sampler, mdm_ancestral, mdm_confidence, posterior_refinement, refine,
-                    sample_words, surest, token_promotion, uniform_budget)
+                    sample_words, surest, uniform_budget)
 from toy.exact import Exact, ExactBridge
 
 TWO = Exact([[0, 0], [1, 1]])
@@ -957,7 +959,7 @@ def test_a_round_of_several_flow_steps_commits_a_token_at_least_however_many_are
 def test_promotion_makes_whole_loops_of_257_passes_and_no_more_than_one_a_token(nfe, passes):
     """3 tokens of which none is ever sure: p = 1/2. At most three loops, whatever is allowed."""
     model = Scripted([[0.5, 0.5]] * 3)
-    SAMPLERS["promotion"].run(model, *nothing(2, 3), nfe, generator=seeded())
+    mlfm.SAMPLERS["promotion"].run(model, *nothing(2, 3), nfe, generator=seeded())
     assert len(model.calls) == passes
 
 
@@ -983,9 +985,9 @@ def test_the_names_of_the_table_stand_for_what_they_say():
     0.488196.
     """
     seen = {}
-    for name in SAMPLERS:
+    for name, sampler in (SAMPLERS | mlfm.SAMPLERS).items():
         model = Scripted([[0.6, 0.4]] * 4)
-        result = SAMPLERS[name].run(model, *nothing(50, 4), 2, generator=seeded())
+        result = sampler.run(model, *nothing(50, 4), 2, generator=seeded())
         (x, s, t), noisy = model.calls[0], bool(model.calls[0][0].any())
         seen[name] = (t.unique().tolist(), noisy, len(result.unique(dim=0)) > 1)
     assert seen == {"posterior": ([1], True, False), "posterior-reopened": ([1], True, False),
@@ -1001,7 +1003,8 @@ def test_the_names_of_the_table_stand_for_what_they_say():
 def test_an_objective_has_a_default_sampler_and_refuses_those_it_was_not_trained_for():
     default = {"fmlm+": "posterior", "fmlm": "flow-map-tau", "flm": "flow-map-tau",
                "mdm": "confidence", "mlfm": "promotion", "flm+": "a-priori"}
-    assert {objective: choose_sampler(objective)[0] for objective in OBJECTIVES} == default
+    assert {objective: choose_sampler(objective)[0] for objective in default} == default
+    assert {*OBJECTIVES, "mlfm"} == {*default}
     suits = {"fmlm+": {"posterior", "posterior-reopened", "posterior-4", "posterior-8", "a-priori",
                        "a-priori-sampled", "flow-map", "block"}, "mlfm": {"promotion"},
              "flm": {"flow-map", "flow-map-tau"}, "fmlm": {"flow-map", "flow-map-tau"},

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import fmlm
-from fmlm import (Draws, decoding_time, inverse_decoding_time, sample_bridge_context,
-                  sample_bridge_times, sample_context, sample_times)
+from baselines.mlfm import sample_bridge_context, sample_bridge_times
+from fmlm import Draws, decoding_time, inverse_decoding_time, sample_context, sample_times
 from toy import vocabulary
 from toy.exact import Exact
 

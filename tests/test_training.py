@@ -27,6 +27,7 @@ from torch import Generator
 
 import fmlm
 import train
+from baselines import mlfm
 from fmlm import Batch, Denoiser, Draws, Target, data_and_self
 from harness import checkpoints, files, runs, sitting, tasks
 from harness.checkpoints import (FORMAT, OBJECTIVES, build, load_checkpoint, read_checkpoint,
@@ -134,7 +135,7 @@ def draws_of(seed=7, rank=0, world=1):
 def hand_made(options, draws, mdm=None, recipe=recipe, vocab_size=4):
     """All that an objective asks of a run."""
     task = SimpleNamespace(vocab_size=vocab_size)
-    law = fmlm.BridgeDenoiser(vocab_size, torch.arange(2)[:, None])  # has the curve of an MLFM
+    law = mlfm.BridgeDenoiser(vocab_size, torch.arange(2)[:, None])  # has the curve of an MLFM
     run = SimpleNamespace(options=options, draws=draws, mdm=mdm, teacher=None, recipe=recipe,
                           model=law, world=1,
                           parts={}, task=task)
@@ -145,7 +146,7 @@ def hand_made(options, draws, mdm=None, recipe=recipe, vocab_size=4):
 def training_loss(options, model, x1, draws, parts=None, mdm=None, prompt=None):
     """The loss of an objective, with Sudoku's recipe, and how many tokens it is a mean over."""
     run = hand_made(options, draws, mdm)
-    loss, context = LOSSES[options.objective](run, model, x1, prompt)
+    loss, context = train.loss_of(options.objective)(run, model, x1, prompt)
     if parts is not None:
         parts.update(run.parts)
     return loss, (~context).sum()
@@ -173,7 +174,7 @@ def test_the_training_loss_is_the_objectives_own_for_the_same_draws(objective, o
         context = nothing
     else:
         if objective == "mlfm":
-            context = fmlm.sample_bridge_context(nothing, draws)
+            context = mlfm.sample_bridge_context(nothing, draws)
         else:
             context, rate = fmlm.sample_context(nothing, draws)
         if objective == "mdm" and options:  # nats a token, and every sequence counts alike
@@ -186,8 +187,9 @@ def test_the_training_loss_is_the_objectives_own_for_the_same_draws(objective, o
             expected = fmlm.flow_map_loss(model, batch, randn())
         elif objective == "mlfm":
             line = torch.linspace(1, 0, 33)  # nothing is measured yet
-            t = fmlm.sample_bridge_times(8, draws, 0.5, line)
+            t = mlfm.sample_bridge_times(8, draws, 0.5, line)
             expected = fmlm.mlfm_loss(model, x1, context, t, randn(), 0.5)
+            context = context.all(1)  # sequences count alike, not tokens
         else:  # half of the batch on the diagonal, 1/32 of the rest at (0, 1): semigroup alone
             s, t = fmlm.sample_times(8, 4, draws, 0 if lagrangian else 1 / 32)
             of = [Target("data", 4), Target("own", 4, partial(
@@ -201,7 +203,7 @@ def test_the_training_loss_is_the_objectives_own_for_the_same_draws(objective, o
     assert known == (names if objective in ("fmlm", "fmlm+") else set())
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", [*OBJECTIVES, "mlfm"])
 def test_every_uniform_of_a_process_comes_from_its_own_strata(objective, monkeypatch):
     asked, stratified = [], Draws.stratified
 
@@ -445,16 +447,17 @@ def test_there_is_one_loss_an_objective_and_none_knows_a_task():
     x1 = torch.eye(7)[torch.randint(7, (5, 3), generator=Generator().manual_seed(1))]
     slope = torch.tensor(2.0, requires_grad=True)
     model = lambda x, s, t: (slope * x + t[..., None]).log_softmax(-1)
-    for objective in OBJECTIVES:
+    for objective in (*OBJECTIVES, "mlfm"):
         flow = objective in ("fmlm", "fmlm+")
         for options in [[], ["--lagrangian"]] if flow else [[]]:
             run = hand_made(options_of("--objective", objective, *options), draws_of(), recipe=None,
                             vocab_size=7)
-            loss, context = LOSSES[objective](run, model, x1, None)
+            loss, context = train.loss_of(objective)(run, model, x1, None)
             loss.backward()
             assert loss.shape == () and loss.isfinite() and slope.grad.isfinite()
-            assert context.shape == (5, 3) and context.dtype == torch.bool
-            assert context.any() == (objective in ("fmlm+", "mdm", "mlfm", "flm+"))
+            counts = 1 if objective == "mlfm" else 3  # sequences, or tokens
+            assert context.shape == (5, counts) and context.dtype == torch.bool
+            assert context.any() == (objective in ("fmlm+", "mdm", "flm+"))
             assert bool(run.parts) == flow
 
 
@@ -1220,8 +1223,8 @@ def gradients_of_its_share(rank, environment, objective, folder):
     Draws.stratified = lambda draws, n: t[mine]
     Draws.normal = lambda draws, *shape: noise[mine]
     fmlm.sample_context = lambda prompt, draws: (context[mine], None)
-    fmlm.sample_bridge_context = lambda prompt, draws: context[mine]
-    fmlm.sample_bridge_times = lambda n, draws, sigma, curve: t[mine]
+    mlfm.sample_bridge_context = lambda prompt, draws: context[mine]
+    mlfm.sample_bridge_times = lambda n, draws, sigma, curve: t[mine]
     fmlm.sample_times = lambda n, diagonal, draws, boundary=0, distilled=0: (s[mine], t[mine])
     run.loss(run.network, (x1[mine].argmax(-1), None)).backward()
     gradients = {name: weight.grad for name, weight in run.model.named_parameters()
@@ -1237,7 +1240,7 @@ def gradients_of_its_share(rank, environment, objective, folder):
 def test_two_processes_average_to_the_gradients_of_one_with_the_joint_batch(objective, tmp_path):
     assert statuses(two(gradients_of_its_share, objective, str(tmp_path))) == [0, 0]
     both = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
-    model = random_model(fmlm.BridgeDenoiser if objective == "mlfm" else Denoiser,
+    model = random_model(mlfm.BridgeDenoiser if objective == "mlfm" else Denoiser,
                          **dict(tau=True) if objective == "flm" else {})
     if objective == "mlfm":
         model.sigma.fill_(0.5)

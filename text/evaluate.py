@@ -29,7 +29,7 @@ from fmlm import Model
 from harness import commands, evaluation
 from harness.checkpoints import (IN_TAU, ONE_BY_ONE, baseline, completes, load_checkpoint,
                                  newest_checkpoint, read_checkpoint, task_of)
-from harness.measure import BATCH, likelihood_bound, share, usual
+from harness.measure import BATCH, likelihood_bound, own_likelihood, share, usual
 from harness.tasks import Task
 from sample import SAMPLERS, Sampler, choose_sampler, samplers_for
 from text import corpus
@@ -203,7 +203,7 @@ def evaluate(path: str, options: argparse.Namespace) -> dict:
     bound, error = found
     document["likelihood"] = {"bound": round(bound, 3), "plus_minus": round(error, 3),
                               "bits_a_token": round(bound / length / math.log(2), 4)}
-    if system := baseline(objective):
+    if system := own_likelihood(objective):
         document["likelihood"]["kind"] = system.KIND
     if stories:
         document["likelihood"]["limit"] = round(task.language.entropy, 3)
