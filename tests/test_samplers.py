@@ -11,15 +11,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import sample
 from baselines import mlfm
 from baselines.mlfm import token_promotion
 from fmlm import decoding_time
 from harness.checkpoints import OBJECTIVES
-from sample import (SAMPLERS, Draft, Pass, a_priori_confidence, block_diffusion, choose_sampler,
+from sample import (Draft, Pass, a_priori_confidence, block_diffusion, choose_sampler,
                     flow_map_sampler, mdm_ancestral, mdm_confidence, posterior_refinement, refine,
                     sample_words, surest, uniform_budget)
 from toy.exact import Exact, ExactBridge
 
+SAMPLERS = sample.SAMPLERS | mlfm.SAMPLERS
 TWO = Exact([[0, 0], [1, 1]])
 CROSS = Exact([[0, 1], [1, 0]])
 THREE = Exact([[0, 0, 1], [1, 2, 1], [2, 2, 0]], [0.2, 0.5, 0.3])
@@ -959,7 +961,7 @@ def test_a_round_of_several_flow_steps_commits_a_token_at_least_however_many_are
 def test_promotion_makes_whole_loops_of_257_passes_and_no_more_than_one_a_token(nfe, passes):
     """3 tokens of which none is ever sure: p = 1/2. At most three loops, whatever is allowed."""
     model = Scripted([[0.5, 0.5]] * 3)
-    mlfm.SAMPLERS["promotion"].run(model, *nothing(2, 3), nfe, generator=seeded())
+    SAMPLERS["promotion"].run(model, *nothing(2, 3), nfe, generator=seeded())
     assert len(model.calls) == passes
 
 
@@ -985,7 +987,7 @@ def test_the_names_of_the_table_stand_for_what_they_say():
     0.488196.
     """
     seen = {}
-    for name, sampler in (SAMPLERS | mlfm.SAMPLERS).items():
+    for name, sampler in SAMPLERS.items():
         model = Scripted([[0.6, 0.4]] * 4)
         result = sampler.run(model, *nothing(50, 4), 2, generator=seeded())
         (x, s, t), noisy = model.calls[0], bool(model.calls[0][0].any())

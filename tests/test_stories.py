@@ -12,16 +12,18 @@ from torch import Generator
 
 import sample
 import train
+from baselines import mlfm
 from harness.checkpoints import build, save_checkpoint
 from harness.measure import likelihood_bound
 from harness.tasks import check_draw, load_task, name_of
-from sample import SAMPLERS, Pass
+from sample import Pass
 from text import evaluate
 from text.stories import LANGUAGES, NAMES, THINGS, marginals, total_variation
 from text.task import suits
 from text.tokens import END, PAD, held_out
 
 SMALL, LARGE = LANGUAGES.values()
+SAMPLERS = sample.SAMPLERS | mlfm.SAMPLERS
 both = pytest.mark.parametrize("language", [SMALL, LARGE], ids=LANGUAGES)
 STORY = ("tom has 7 apples . he buys 3 and loses 2 . how many apples ? "
          "7 + 3 = 10 - 2 = 8 , so he has 8 .")
