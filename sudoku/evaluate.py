@@ -22,8 +22,8 @@ from torch import Generator, Tensor
 import fmlm
 from harness import commands, evaluation
 from harness.attempts import Judge, attempts, judge_by_rules, judge_for
-from harness.checkpoints import (IN_TAU, completes, load_checkpoint, newest_checkpoint, read_checkpoint,
-                                 task_of)
+from harness.checkpoints import (IN_TAU, completes, load_checkpoint, newest_checkpoint,
+                                 read_checkpoint, task_of)
 from harness.measure import likelihood_bound, own_likelihood, posterior, share, usual
 from harness.tasks import Task
 from sample import SAMPLERS, Sampler, choose_sampler, samplers_for
