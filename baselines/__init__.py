@@ -26,9 +26,10 @@ from sample import Pass
 EPS = 1e-3  # the signal at t = 0, and what training leaves of the noise at the other end
 
 
-def denoiser(vocab_size: int, coords: Tensor, **sizes: int) -> Denoiser:
-    """fmlm's network at one time: the second, silent at first, stays so."""
-    network = Denoiser(vocab_size, coords, **sizes)
+def denoiser(vocab_size: int, coords: Tensor, kind: type[Denoiser] = Denoiser,
+             **sizes: int) -> Denoiser:
+    """fmlm's network, or one of its kind, at one time: the second, silent at first, stays so."""
+    network = kind(vocab_size, coords, **sizes)
     network.time_t.requires_grad_(False)
     return network
 

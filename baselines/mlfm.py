@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 import fmlm
+from baselines import denoiser
 from fmlm import (Denoiser, Draws, Model, TimeEmbedding, check_sigma, check_times, flow_map, given,
                   inverse_look_up, look_up, ratio)
 from sample import Draft, Sampler, at_most_tokens, refine, surest
@@ -212,11 +213,8 @@ def loops_of_promotion(model: Model, tokens: Tensor, known: Tensor, nfe: int,
     return token_promotion(model, tokens, known, rounds, steps=passes - 1, **options)
 
 
-def network(task, sizes: dict) -> BridgeDenoiser:
-    """Its second time, silent at first, stays so."""
-    made = BridgeDenoiser(task.vocab_size, task.coords, **sizes)
-    made.time_t.requires_grad_(False)
-    return made
+def network(task, sizes: dict) -> Denoiser:
+    return denoiser(task.vocab_size, task.coords, BridgeDenoiser, **sizes)
 
 
 def start(objective: str, weights: dict) -> dict:

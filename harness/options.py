@@ -40,7 +40,6 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, Task, dict |
             raise ValueError(f"{resumed} is a run with {name} {settings[name]}, not {asked}: leave "
                              "that out")
     defaults = DEFAULTS | task.settings | {name: own[0] for name, own in task.own.items()}
-    defaults["bf16"] = speed.bf16_pays(options.device)
     objective = options.objective or settings.get("objective")
     if objective in IN_TAU:
         defaults |= dict(tau=True, recipe=False) | task.without_context
@@ -52,6 +51,8 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, Task, dict |
     unset = {name for name, value in vars(options).items() if value is None}
     vars(options).update({name: value for name, value in defaults.items() if name in unset})
     _check(options, task)
+    if options.bf16 is None:
+        options.bf16 = speed.bf16_pays(options.device)
     speed.check_bf16(options.bf16, options.device)
     return options, task, state
 

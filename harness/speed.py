@@ -22,19 +22,18 @@ if TYPE_CHECKING:
 
 @cache
 def bf16_pays(device: torch.device) -> bool:
-    """Whether matrix products are faster in bfloat16 than in single precision, as measured. A CPU
-    that has none in hardware takes ten times as long for one, and fifty for a training step."""
+    """Whether matrix products are faster in bfloat16 than in single precision: on a CPU as
+    measured, on a GPU always. A CPU that has none in hardware takes ten times as long for one, and
+    over forty for a training step."""
+    if device.type != "cpu":
+        return True
     seconds = []
     for dtype in (torch.float32, torch.bfloat16):
-        try:
-            a = torch.ones(256, 256, dtype=dtype, device=device)
-            laps = []
-            for _ in range(4):
-                start = time.perf_counter()
-                (a @ a)[0, 0].item()  # waits for a GPU
-                laps.append(time.perf_counter() - start)
-        except (RuntimeError, TypeError):  # a device that has no such numbers at all
-            return False
+        a, laps = torch.ones(256, 256, dtype=dtype), []
+        for _ in range(4):
+            start = time.perf_counter()
+            a @ a
+            laps.append(time.perf_counter() - start)
         seconds.append(min(laps))
     return seconds[1] < seconds[0]
 

@@ -191,10 +191,7 @@ def test_no_core_module_imports_the_baselines_and_their_names_are_none_of_fmlms(
 @pytest.mark.parametrize("module, nfe", [(ar, 3), (duo, 24), (candi, 24), (sflm, 6)])
 def test_trained_for_seconds_each_draws_the_sequences_that_it_saw(module, nfe):
     """Loss, times and sampler speak of one process: three sequences, and a clue that leaves two.
-
-    Duo is the slowest. Over four seeds its sums are 0.90 to 0.98, and no share of any system is
-    more than 0.18 off; what a seed gives depends on the CPU.
-    """
+    Duo is the slowest: after 200 steps the CPU decides whether its sum is above or below 0.85."""
     sequences = torch.tensor([[0, 0, 1], [1, 2, 1], [2, 2, 0]])
     coords = torch.stack([torch.arange(3), torch.zeros(3).long()], 1)  # two columns: a puzzle
     torch.manual_seed(0)
@@ -217,4 +214,4 @@ def test_trained_for_seconds_each_draws_the_sequences_that_it_saw(module, nfe):
         known[:, 1] = clue
         drawn = sampler(network, tokens, known, nfe, generator=generator)
         each = [float((drawn == sequence).all(1).float().mean()) for sequence in sequences]
-        assert sum(each) > 0.8 and each == pytest.approx(shares, abs=0.25)
+        assert sum(each) > 0.85 and each == pytest.approx(shares, abs=0.15)
