@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +15,7 @@ import train
 from baselines import ar, candi, duo, sflm
 from fmlm import Draws
 from harness import runs
-from harness.checkpoints import BASELINES, OBJECTIVES, baseline, read_checkpoint
+from harness.checkpoints import BASELINES, OBJECTIVES, baseline, build, read_checkpoint
 from harness.measure import likelihood_bound
 from harness.options import parse
 from harness.tasks import load_task
@@ -95,6 +96,19 @@ def test_train_save_resume_sample_and_solve_by_the_command_lines(objective, tmp_
     shown = capsys.readouterr().out
     name = next(iter(samplers_for(objective)))
     assert f"of 2 valid, {name}, 16 network passes" in shown and "pass 2: " in shown
+
+
+@pytest.mark.parametrize("objective", sorted(BASELINES))
+def test_a_network_is_real_where_a_file_is_checked_before_its_system_is_imported(objective,
+                                                                                monkeypatch):
+    """As in every command that reads one: the check takes no memory, it is on the meta device, and
+    nothing that the system makes on import may stay there."""
+    for name in [name for name in sys.modules if name.startswith("baselines.")]:
+        monkeypatch.delitem(sys.modules, name)
+    info = dict(objective=objective, network=dict(vocab_size=4, width=8, depth=1, heads=2))
+    build(info, load_task("sudoku4"), "meta")
+    weights = build(info, load_task("sudoku4")).state_dict().values()
+    assert not any(weight.is_meta for weight in weights)
 
 
 @others
