@@ -50,10 +50,13 @@ def fmlm_plus(run: Run, model: fmlm.Model, x1: Tensor, prompt: Tensor | None) ->
     """FMLM+ (2606.24773): the paper's training step, then what the task adds to it."""
     context, _ = fmlm.sample_context(given(x1, prompt), run.draws)
     s, t, targets = flow_map_times(run, model, len(x1))
-    batch = Batch(x1, prompt, context, s, t, targets)
-    if run.recipe and prompt is not None:
-        batch = run.recipe(batch, model, run.draws)
+    batch = with_recipe(run, model, Batch(x1, prompt, context, s, t, targets))
     return fmlm.flow_map_loss(model, batch, run.draws.normal(*x1.shape), run.parts), batch.context
+
+
+def with_recipe(run: Run, model: fmlm.Model, batch: Batch) -> Batch:
+    """What the task adds to the paper's batch, where it has prompts."""
+    return run.recipe(batch, model, run.draws) if run.recipe and batch.prompt is not None else batch
 
 
 def fmlm_(run: Run, model: fmlm.Model, x1: Tensor, prompt: Tensor | None) -> tuple:
@@ -103,6 +106,8 @@ def mdm(run: Run, model: fmlm.Model, x1: Tensor, prompt: Tensor | None) -> tuple
     context, rate = fmlm.sample_context(given(x1, prompt), run.draws)
     if run.options.weighting == "elbo":  # all sequences count alike
         return fmlm.mdm_loss(model, x1, context, rate, "elbo") / x1.shape[1], given(x1, None)
+    s, data = torch.zeros_like(rate), [Target("data", len(x1))]
+    context = with_recipe(run, model, Batch(x1, prompt, context, s, s, data)).context
     return fmlm.mdm_loss(model, x1, context), context
 
 

@@ -7,8 +7,14 @@ import json
 import math
 from collections.abc import Callable, Sequence
 
+from torch import Generator, Tensor
+
+from fmlm import Denoiser
 from harness import commands
+from harness.attempts import Judge, attempts, judge_by_rules, judge_for
+from harness.checkpoints import task_of
 from harness.speed import in_bf16
+from sample import Sampler, choose_sampler, samplers_for
 
 
 def parser(name: str, what: str, samplers: Sequence[str], aside: Sequence[str], budgets: str,
@@ -31,8 +37,53 @@ def parser(name: str, what: str, samplers: Sequence[str], aside: Sequence[str], 
     add("--bf16", action="store_true",
         help="matrix products in bfloat16: faster where there are some")
     add("--compile", action="store_true", help="half a minute to start, then faster")
+    add("--attempts", type=commands.whole(1, 10**5), metavar="K",
+        help="draw anew what the model does not believe, K times at most")
+    add("--check-rules", action="store_true",
+        help="let the rules decide in place of the model: the upper bound")
     add("--json", action="store_true", help="print one JSON document")
     return parser
+
+
+def samplers_of(info: dict, options: argparse.Namespace,
+                aside: Sequence[str]) -> list[tuple[str, Sampler]]:
+    """The samplers to evaluate a checkpoint with, by name: those asked for, or all that suit, but
+    for those aside. ValueError for one that does not, or attempts that cannot be."""
+    tries, objective = tries_of(info, options), info["objective"]
+    names = options.sampler or [name for name in samplers_for(objective) if name not in aside]
+    chosen = [choose_sampler(objective, name, options.threshold) for name in names]
+    if tries and tries[0] > 1:  # for what draws the same there is no second
+        chosen = [(name, each) for name, each in chosen if each.chance or options.sampler]
+    return chosen
+
+
+def tries_of(info: dict, options: argparse.Namespace) -> tuple[int, Judge] | None:
+    """How many attempts there are, and who judges them. ValueError for who cannot."""
+    if options.check_rules and not options.attempts:
+        raise ValueError("--check-rules chooses among attempts: say how many by --attempts")
+    if not options.attempts:
+        return None
+    return options.attempts, (judge_by_rules(task_of(info)) if options.check_rules else
+                              judge_for(info["objective"]))
+
+
+def complete(model: Denoiser, sampler: Sampler, given: Tensor, nfe: int, generator: Generator,
+             tries: tuple[int, Judge] | None) -> tuple[Tensor, Tensor | None, dict]:
+    """Complete `given` (n, L), in at most so many attempts, so judged, if there are `tries`.
+    Returns sequences (n, L), which are believed, (n,) bool or None, and the passes they took."""
+    if not tries:
+        tokens, passes = sampler.measured(model, given, nfe, generator)
+        return tokens, None, {"passes": passes}
+    answer = attempts(sampler, model, given, nfe, *tries, generator)
+    row = {"attempts": tries[0], "passes": round(float(answer.passes.float().mean()), 2),
+           "most_passes": int(answer.passes.max()),
+           "believed": round(100 * float(answer.believed.float().mean()), 2)}
+    return answer.tokens, answer.believed, row
+
+
+def wrongly(believed: Tensor | None, good: Tensor) -> dict:
+    """How many were believed and are not good, (n,) bool each; nothing where none were judged."""
+    return {} if believed is None else {"believed_and_wrong": int((believed & ~good).sum())}
 
 
 def run(options: argparse.Namespace, paths: Sequence[str], evaluate: Callable[..., dict],

@@ -21,12 +21,12 @@ from torch import Generator, Tensor
 
 import fmlm
 from harness import commands, evaluation
-from harness.attempts import Judge, attempts, judge_by_rules, judge_for
+from harness.attempts import Judge
 from harness.checkpoints import (IN_TAU, completes, load_checkpoint, newest_checkpoint,
                                  read_checkpoint, task_of)
 from harness.measure import likelihood_bound, own_likelihood, posterior, share, usual
 from harness.tasks import Task
-from sample import SAMPLERS, Sampler, choose_sampler, samplers_for
+from sample import SAMPLERS, Sampler, choose_sampler
 from sudoku import boards as sudoku
 
 ASIDE = ("block", "posterior-reopened", "posterior-4", "posterior-8")  # on demand: not in the
@@ -36,31 +36,16 @@ COMPARED = {4: {6: None}, 6: {12: None},  # puzzles that `measure` solves, by si
 BUDGETS = {4: [1, 2, 4, 8, 16], 6: [1, 3, 9, 27], 9: [1, 3, 9, 27, 81]}  # default NFE, by size
 
 
-def complete(model: fmlm.Denoiser, sampler: Sampler, given: Tensor, nfe: int, generator: Generator,
-             tries: tuple[int, Judge] | None) -> tuple[Tensor, Tensor, dict]:
-    """Complete `given` (n, L), in at most so many attempts, so judged, if there are `tries`.
-    Returns sequences (n, L), which are believed, (n,) bool, and the passes they took."""
-    if not tries:
-        boards, passes = sampler.measured(model, given, nfe, generator)
-        return boards, torch.ones_like(given[:, 0], dtype=torch.bool), {"passes": passes}
-    answer = attempts(sampler, model, given, nfe, *tries, generator)
-    row = {"attempts": tries[0], "passes": round(float(answer.passes.float().mean()), 2),
-           "most_passes": int(answer.passes.max()),
-           "believed": round(100 * float(answer.believed.float().mean()), 2)}
-    return answer.tokens, answer.believed, row
-
-
 def unconditional(shape: sudoku.Shape, model: fmlm.Denoiser, sampler: Sampler, nfe: int, n: int,
                   generator: Generator, tries: tuple[int, Judge] | None = None) -> dict:
     """Draw n boards from nothing: the share that is valid, how many different valid boards there
     are, and the passes they took; with `tries`, of `complete`, how many were believed and wrong."""
     nothing = torch.full((n, shape.cells), -1, device=generator.device)
-    boards, believed, passes = complete(model, sampler, nothing, nfe, generator, tries)
+    boards, believed, passes = evaluation.complete(model, sampler, nothing, nfe, generator, tries)
     good = sudoku.valid(shape, boards)
     distinct, times = boards[good].unique(dim=0, return_counts=True)
-    row = {"nfe": nfe, "n": n, **share(good), **passes, "distinct": len(distinct)}
-    if tries:
-        row |= {"believed_and_wrong": int((believed & ~good).sum())}
+    row = {"nfe": nfe, "n": n, **share(good), **passes, "distinct": len(distinct),
+           **evaluation.wrongly(believed, good)}
     if shape.size == 4:  # 1/2 sum_k |share of board k - 1/288|; what is not valid counts in full
         drawn = times.double() / n
         never = (288 - len(distinct)) / 288
@@ -82,13 +67,13 @@ def puzzles(shape: sudoku.Shape, model: fmlm.Denoiser, sampler: Sampler, nfe: in
     """Solve n held-out puzzles that have one solution: the share for which it was found, and of
     those that singles alone solve, that want one guess, and more (`sudoku.guesses`), how many."""
     given, solutions = (part.to(generator.device) for part in sudoku.load_puzzles(shape, clues, n))
-    boards, believed, passes = complete(model, sampler, given, nfe, generator, tries)
+    boards, believed, passes = evaluation.complete(model, sampler, given, nfe, generator, tries)
     solved = (boards == solutions).all(1)
     row = {"nfe": nfe, "n": n, "clues": clues, **share(solved), **passes}
     hard = difficulty(shape, clues, n)
     row["by_guesses"] = [f"{int(solved.cpu()[hard == k].sum())} of {int((hard == k).sum())}"
                          for k in range(3)]
-    return row | ({"believed_and_wrong": int((believed & ~solved).sum())} if tries else {})
+    return row | evaluation.wrongly(believed, solved)
 
 
 def against_exact(shape: sudoku.Shape, model: fmlm.Denoiser, objective: str, generator: Generator,
@@ -128,22 +113,7 @@ def asked(path: str, info: dict, options: argparse.Namespace) -> list[tuple[str,
     if options.clues and not completes(info):
         raise ValueError(f"{path} is an {objective} trained without prompts, so it cannot solve "
                          "puzzles: leave --clues out, or train it with --puzzles")
-    names = options.sampler or [name for name in samplers_for(objective) if name not in ASIDE]
-    chosen = [choose_sampler(objective, name, options.threshold) for name in names]
-    tries_of(info, options)
-    if options.attempts and options.attempts > 1:  # for what draws the same there is no second
-        chosen = [(name, each) for name, each in chosen if each.chance or options.sampler]
-    return chosen
-
-
-def tries_of(info: dict, options: argparse.Namespace) -> tuple[int, Judge] | None:
-    """How many attempts there are, and who judges them. ValueError for who cannot."""
-    if options.check_rules and not options.attempts:
-        raise ValueError("--check-rules chooses among attempts: say how many by --attempts")
-    if not options.attempts:
-        return None
-    return options.attempts, (judge_by_rules(task_of(info)) if options.check_rules else
-                              judge_for(info["objective"]))
+    return evaluation.samplers_of(info, options, ASIDE)
 
 
 def evaluate(path: str, options: argparse.Namespace) -> dict:
@@ -153,7 +123,7 @@ def evaluate(path: str, options: argparse.Namespace) -> dict:
     model, info = load_checkpoint(path, options.device, options.compile)
     task, objective, samplers = task_of(info), info["objective"], asked(path, info, options)
     shape, step, threshold = task.shape, info.get("step"), options.threshold
-    tries = tries_of(info, options)
+    tries = evaluation.tries_of(info, options)
     draws = lambda: Generator(options.device).manual_seed(options.seed)
     document = {"checkpoint": str(path), "task": info["task"], "objective": objective,
                 "steps": step if type(step) is int else None,
@@ -259,10 +229,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser = evaluation.parser("sudoku.evaluate", "Sudoku", SAMPLERS, ASIDE, "by size", n=1000)
     parser.add_argument("--clues", type=commands.clue_count, nargs="+",
                         help="also solve puzzles with so many clues, or minimal, symmetric or few")
-    parser.add_argument("--attempts", type=commands.whole(1, 10**5), metavar="K",
-                        help="draw anew what the model does not believe, K times at most")
-    parser.add_argument("--check-rules", action="store_true",
-                        help="let the rules decide in place of the model: the upper bound")
     options = parser.parse_args(arguments)
     paths = options.checkpoints or [newest_checkpoint()]
     for path in paths:  # all of them, before the first is evaluated

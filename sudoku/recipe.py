@@ -33,9 +33,11 @@ def recipe(batch: Batch, model: Model, draws: Draws) -> Batch:
 
     The last of its targets is that of the rows off the diagonal; the puzzles among these learn the
     data instead. Boards are not moved to (0, 1) for the Lagrangian target, which says nothing
-    there. A batch too small to have such rows stays as it is.
+    there. A batch too small to have such rows stays as it is, and one on the diagonal alone.
     """
     *first, own = batch.targets
+    if own.of is None:
+        return batch
     diagonal, n = len(batch.x1) - own.rows, len(batch.x1)
     puzzles_end = max(diagonal, puzzle_rows(n).stop)
     boards = round((n - puzzles_end) * BOARDS_AT_01) if own.name == "semigroup" else 0

@@ -13,11 +13,13 @@ from torch import Generator
 import sample
 import train
 from baselines import mlfm
+from fmlm import Batch, Draws, Target
 from harness.checkpoints import build, save_checkpoint
 from harness.measure import likelihood_bound
 from harness.tasks import check_draw, load_task, name_of
 from sample import Pass
 from text import evaluate
+from text.recipe import recipe
 from text.stories import LANGUAGES, NAMES, THINGS, marginals, total_variation
 from text.task import suits
 from text.tokens import END, PAD, held_out
@@ -290,6 +292,88 @@ def test_the_task_draws_training_stories_with_the_question_as_prompt_in_half_of_
         assert given == [True] * asked + [False] * (len(story) - asked)
 
 
+def asked_for(*words):
+    return train.parse([*words, "--no-bf16", "--device", "cpu"])[0]
+
+
+def test_with_the_recipe_half_of_the_rows_lack_all_numbers_of_their_solution_and_these_alone(task):
+    stories, prompt = task.load(asked_for(task.name), torch.device("cpu"))(64, seeded(), 1.0)
+    assert stories.equal(task.load(None, torch.device("cpu"))(64, seeded(), 1.0)[0])
+    assert prompt[:16].any(1).tolist() == prompt[48:].any(1).tolist() == [True, False] * 8
+    for story, given in zip(stories[16:48].tolist(), prompt[16:48].tolist()):
+        words = task.language.text(story).split()
+        asked = words.index("?")
+        assert given == [i < asked or not word.isdecimal() for i, word in enumerate(words)]
+
+
+def test_what_decided_rows_lack_has_one_answer():
+    """By the judge: of all ways to write one of the numbers otherwise, none is valid."""
+    task = load_task("stories")
+    for story in task.language.draw(50, seeded(12)):
+        for place in task.numbers(story[None])[0].nonzero():
+            others = story.repeat(12, 1)
+            others[:, place[0]] = torch.arange(task.ids["1"], task.ids["12"] + 1)
+            valid = [task.language.judge(other).valid for other in others.tolist()]
+            assert valid == others.eq(story).all(1).tolist()
+
+
+def test_a_run_begins_with_stories_of_one_event_and_one_that_starts_from_another_does_not(task):
+    events = lambda stories: [len(task.language.judge(row).question.events)
+                              for row in stories.tolist()]
+    draw = task.load(asked_for(task.name), torch.device("cpu"))
+    most = [max(events(draw(200, seeded(), progress)[0])) for progress in (0, 0.124, 0.125, 0.25)]
+    assert most == [1, 1, 2, 3]
+    for words in (["--no-recipe"], ["--init", "an MDM"]):
+        draw = task.load(asked_for(task.name, *words), torch.device("cpu"))
+        assert max(events(draw(200, seeded(), 0.0)[0])) == 3
+
+
+def recipe_batch(targets, n=16):
+    times = Draws(seeded()).uniform(n)
+    prompt = torch.arange(4).expand(n, 4) < 2
+    return Batch(torch.eye(4).expand(n, 4, 4), prompt, torch.ones(n, 4, dtype=torch.bool), times,
+                 times, targets)
+
+
+def test_decided_rows_have_no_context_but_their_prompt_and_off_the_diagonal_learn_the_data():
+    own = Target("semigroup", 8, lambda x, s, t: x)
+    old = recipe_batch([Target("mdm", 4, lambda x, s, t: x), Target("data", 4), own])
+    new = recipe(old, None, None)
+    decided = [4 <= row < 12 for row in range(16)]
+    assert new.context.equal(old.prompt.where(torch.tensor(decided)[:, None], old.context))
+    assert [(target.name, target.rows) for target in new.targets] == [
+        ("mdm", 4), ("data", 4), ("numbers", 4), ("semigroup", 4)]
+    assert new.targets[2].of is None and new.targets[3].of is own.of
+    moved = [8 <= row < 12 for row in range(16)]  # an eighth of the four others is none
+    assert (new.s == 0).tolist() == (new.t == 1).tolist() == moved
+    assert new.s[:8].equal(old.s[:8]) and old.context.all()
+
+
+def test_an_eighth_of_the_other_rows_is_at_0_1_but_for_the_lagrangian_target():
+    for name, others in (("semigroup", 2), ("lagrangian", 0)):
+        own = Target(name, 32, lambda x, s, t: x)
+        new = recipe(recipe_batch([Target("data", 32), own], 64), None, None)
+        assert (new.t == 1).tolist() == [32 <= row < 48 + others for row in range(64)]
+        assert [target.rows for target in new.targets] == [32, 16, 16]
+
+
+def test_a_batch_on_the_diagonal_alone_keeps_its_times():
+    old = recipe_batch([Target("data", 16)])
+    new = recipe(old, None, None)
+    assert new.s.equal(old.s) and new.targets == old.targets
+    assert new.context.all(1).tolist() == [not 4 <= row < 12 for row in range(16)]
+
+
+def test_an_mdm_of_stories_is_asked_for_the_numbers_of_decided_rows():
+    options, task, _ = train.parse("stories --objective mdm --width 8 --depth 1 --heads 1 --batch "
+                                   "8 --no-compile --no-bf16 --device cpu".split())
+    run = train.Run(options, task)
+    tokens, prompt = run.draw(1.0)
+    x1 = torch.nn.functional.one_hot(tokens, task.vocab_size).float()
+    _, context = train.mdm(run, run.model, x1, prompt)
+    assert context[2:6].equal(prompt[2:6]) and not context[2:6].all(1).any()
+
+
 def test_a_line_of_the_task_is_read_back_token_for_token(task):
     for story in task.language.draw(50, seeded(9)):
         assert task.parse(task.line(story)) == story.tolist()
@@ -441,6 +525,27 @@ def test_the_evaluation_prints_a_table_and_one_document(fresh, capsys):
     assert document["likelihood"]["bits_a_token"] == pytest.approx(bits, abs=1e-3)
 
 
+def test_attempts_at_stories_are_judged_and_counted_and_the_table_says_so(fresh, capsys):
+    """An untrained network is sure of nothing: three attempts of two passes and a judge's. Where
+    the rules decide, for nothing, it fails as often."""
+    arguments = [fresh, "--nfe", "2", "--sampler", "posterior", "-n", "10", "--device", "cpu",
+                 "--attempts", "3"]
+    for more, passes in ([], 9), (["--check-rules"], 6):
+        assert evaluate.main([*arguments, *more, "--json"]) == 0
+        document, = json.loads(capsys.readouterr().out)
+        for row in document["unconditional"] + document["puzzles"]:
+            assert row["passes"] == row["most_passes"] == passes and row["attempts"] == 3
+            assert row["believed"] == row["believed_and_wrong"] == row["percent"] == 0
+    assert evaluate.main(arguments) == 0
+    assert "believed, %" in capsys.readouterr().out
+
+
+def test_an_attempt_that_is_believed_and_wrong_is_counted():
+    wrongly = evaluate.evaluation.wrongly
+    believed, good = torch.tensor([[1, 1, 0, 0], [1, 0, 1, 0]]).bool()
+    assert wrongly(believed, good) == {"believed_and_wrong": 1} and wrongly(None, good) == {}
+
+
 def test_what_is_compared_between_roads_are_shares_by_sampler_and_passes(fresh, monkeypatch):
     load = evaluate.load_checkpoint
     monkeypatch.setattr(evaluate, "load_checkpoint", lambda path, device, _: load(path, device))
@@ -456,6 +561,7 @@ BAD = {
     "--data of a story": (evaluate.main, ["--data", "x"], "--data is for a text"),
     "a judge that is none": (evaluate.main, ["--judge", "{fresh}"], "cannot judge"),
     "a sampler of another objective": (evaluate.main, ["--sampler", "ancestral"], "does not suit"),
+    "rules without attempts": (evaluate.main, ["--check-rules"], "say how many by --attempts"),
     "an unknown word": (sample.main, ["--given", "tam has 7"], "near it are"),
     "too long a prompt": (sample.main, ["--given", "tom " * 41], "the prompt has 41 tokens"),
 }

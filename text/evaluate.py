@@ -10,8 +10,9 @@ tokens; held-out text stands below. Where its lines are questions, how many are 
 Both: unigram entropy of a sample, and its words, which are all tokens but end and padding; with
 --judge AR.pt the perplexity of what is drawn to that model. Few words, and the same again and
 again, are not perplexing: compare where entropy and words are those of held-out text. With
---lengths also sequences whose end and padding are given. The likelihood bound for all that have a
-delta_{0,0}; of AR it is exact.
+--lengths also sequences whose end and padding are given; with --attempts K what the model does
+not believe is drawn anew, K times at most (`harness.attempts`). The likelihood bound for all that
+have a delta_{0,0}; of AR it is exact.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from harness.checkpoints import (IN_TAU, ONE_BY_ONE, baseline, completes, load_c
                                  newest_checkpoint, read_checkpoint, task_of)
 from harness.measure import BATCH, likelihood_bound, own_likelihood, share, usual
 from harness.tasks import Task
-from sample import SAMPLERS, Sampler, choose_sampler, samplers_for
+from sample import SAMPLERS
 from text import corpus
 from text.stories import total_variation
 from text.task import Stories
@@ -148,7 +149,8 @@ def evaluate(path: str, options: argparse.Namespace) -> dict:
     task, objective = language_of(path, info), info["objective"]
     stories, length = isinstance(task, Stories), len(task.coords)
     draws = lambda: Generator(options.device).manual_seed(options.seed)
-    samplers, threshold = samplers_of(objective, options), options.threshold
+    samplers, threshold = evaluation.samplers_of(info, options, ASIDE), options.threshold
+    tries = evaluation.tries_of(info, options)
     if stories:
         given, law = task.held_out(options.n), task.language.draw(options.n, draws())
         prompts = {"puzzles": task.questions(given), "gaps": task.gaps(given)}
@@ -173,7 +175,7 @@ def evaluate(path: str, options: argparse.Namespace) -> dict:
     document = {"checkpoint": str(path), "task": info["task"], "objective": objective,
                 "steps": steps_of(info),
                 "parameters": sum(weight.numel() for weight in model.parameters()),
-                "seed": options.seed, "bf16": options.bf16,
+                "seed": options.seed, "bf16": options.bf16, "check_rules": options.check_rules,
                 "threshold": "inf" if threshold == math.inf else threshold,  # no infinity in JSON
                 **judged, "data": {"n": len(law), **drawn(task, law)}}
     budgets = options.nfe or usual(objective, length, BUDGETS)
@@ -182,9 +184,12 @@ def evaluate(path: str, options: argparse.Namespace) -> dict:
         found = []
         for name, sampler in samplers:
             for nfe in budgets:
-                tokens, passes = sampler.measured(model, prompt, nfe, draws())
-                found.append({"sampler": name, "nfe": nfe, "n": len(prompt), "passes": passes,
+                tokens, believed, passes = evaluation.complete(model, sampler, prompt, nfe, draws(),
+                                                               tries)
+                found.append({"sampler": name, "nfe": nfe, "n": len(prompt), **passes,
                               **say(tokens)})
+                if stories:
+                    found[-1] |= evaluation.wrongly(believed, task.judge(tokens, prompt))
         return found
 
     document["unconditional"] = rows(nothing, lambda tokens: drawn(task, tokens))
@@ -220,12 +225,6 @@ def steps_of(info: dict) -> int | None:
     return info["step"] if type(info.get("step")) is int else None
 
 
-def samplers_of(objective: str, options: argparse.Namespace) -> list[tuple[str, Sampler]]:
-    """Those asked for, by name, or all that suit. ValueError for one that does not."""
-    names = options.sampler or [name for name in samplers_for(objective) if name not in ASIDE]
-    return [choose_sampler(objective, name, options.threshold) for name in names]
-
-
 def language_of(path: str, info: dict) -> Task:
     """The task of a checkpoint. ValueError where it is not one of this folder."""
     task = task_of(info)
@@ -250,7 +249,8 @@ def measure(path: str, samplers: Sequence[str], budgets: Sequence[int], n: int, 
     """What `harness.roads` compares: of text, only what has a share in % that is right."""
     document = evaluate(path, argparse.Namespace(
         device=device, compile=True, bf16=False, threshold=threshold, data=None, gaps=False,
-        lengths=False, judge=None, sampler=samplers, nfe=budgets, n=n, seed=seed))
+        lengths=False, judge=None, attempts=None, check_rules=False, sampler=samplers, nfe=budgets,
+        n=n, seed=seed))
     return {name: rows for name, rows in document.items()
             if name == "likelihood" or name in ("unconditional", "puzzles")
             and all("percent" in row for row in rows)}
@@ -298,7 +298,8 @@ def table(name: str, rows: list[dict]) -> list[str]:
     lines += [(words, f"{{{key}}}") for words, key in (
         ("answer right, %", "answers"), ("perplexity", "perplexity"), ("entropy, nats", "entropy"),
         ("words", "words"), ("distinct", "distinct"), ("copied, %", "copied"),
-        ("unknown, %", "unknown"), ("mean passes", "passes"))
+        ("unknown, %", "unknown"), ("mean passes", "passes"), ("most passes", "most_passes"),
+        ("believed, %", "believed"), ("and wrong", "believed_and_wrong"))
         if key in first]
     for group, words in (("errors", "error of {}, %"), ("tv", "TV of {}")):
         names = dict.fromkeys(key for row in rows for key in row.get(group, ()))
@@ -331,7 +332,7 @@ def main(arguments: list[str] | None = None) -> int:
     paths = options.checkpoints or [newest_checkpoint("stories")]
     for path in paths:  # all of them, before the first is evaluated
         info = read_checkpoint(path)
-        task, _ = language_of(path, info), samplers_of(info["objective"], options)
+        task, _ = language_of(path, info), evaluation.samplers_of(info, options, ASIDE)
         if options.gaps and not isinstance(task, Stories):
             raise ValueError(f"--gaps is for stories, and {path} is of {task.name}")
         if options.data is not None and isinstance(task, Stories):

@@ -139,8 +139,8 @@ class Language:
         return torch.tensor(rows)
 
     def draw(self, n: int, generator: Generator | None = None,
-             device: str | torch.device = "cpu") -> Tensor:
-        """n stories of the law, held out or not: (n, L) int64."""
+             device: str | torch.device = "cpu", most: int = MOST_EVENTS) -> Tensor:
+        """n stories of the law, held out or not, given at most so many events: (n, L) int64."""
         pick = lambda count: torch.randint(count, (n,), generator=generator, device=device)
         table = lambda words: torch.tensor([self.ids[word] for word in words], device=device)
         name = pick(len(NAMES))
@@ -168,16 +168,17 @@ class Language:
             first = self.ids["0" if self.digits else "1"]
             values += [first + part for part in parts]
         words = torch.arange(len(self.words), device=device).expand(n, -1)
+        forms = len(self.forms) * most // MOST_EVENTS  # those of one event come first
         row = torch.cat([words, torch.stack(values, 1)], 1)
-        return row.gather(1, self.templates.to(device)[pick(len(self.forms))])
+        return row.gather(1, self.templates.to(device)[pick(forms)])
 
     def draw_split(self, n: int, test: bool, generator: Generator | None = None,
-                   device: str | torch.device = "cpu") -> Tensor:
+                   device: str | torch.device = "cpu", most: int = MOST_EVENTS) -> Tensor:
         """n stories of the law that are held out, or n that are not: (n, L)."""
         parts, missing = [], n
         share = 1 / HELD_OUT_ONE_IN if test else 1 - 1 / HELD_OUT_ONE_IN
         while missing > 0:  # a little more than the share suggests: seldom a second time
-            drawn = self.draw(int(missing / share * 1.1) + 16, generator, device)
+            drawn = self.draw(int(missing / share * 1.1) + 16, generator, device, most)
             parts.append(drawn[held_out(drawn) == test][:missing])
             missing -= len(parts[-1])
         return torch.cat(parts)

@@ -22,11 +22,12 @@ from harness.commands import processes, say
 from harness.tasks import Draw, Task
 from text import corpus
 from text.pairs import BytePairs, read_merges
+from text.recipe import decided_rows, most_events, recipe
 from text.stories import LANGUAGES, NAMES, THINGS
 from text.tokens import END, KINDS, MISSING, PAD, before_first, join, look_up, split_given
 
 SETTINGS = {  # chosen for two CPU cores
-    "stories": dict(minutes=10., batch=128, width=128, depth=6, heads=4),
+    "stories": dict(minutes=10., batch=64, width=128, depth=4, heads=8, lr=3e-3),
     "stories-large": dict(minutes=100., batch=128, width=128, depth=8, heads=4),
     "text": dict(minutes=20., batch=128, width=128, depth=6, heads=4),
 }
@@ -171,22 +172,34 @@ class Stories(Task):
 
     def __init__(self, name: str) -> None:
         self.name, self.language, self.settings = name, LANGUAGES[name], SETTINGS[name]
-        self.words, self.ids = self.language.words, self.language.ids
+        self.words, self.ids, self.recipe = self.language.words, self.language.ids, recipe
         self.vocab_size = len(self.words)
         self.coords = torch.arange(self.language.length)[:, None]
 
     def load(self, options, device: torch.device) -> Draw:
         """Fresh stories of the law in every batch; in half of the rows the question is the
-        prompt."""
+        prompt. With the recipe half of them lack only numbers, and they are easy at first, unless
+        the run starts from one that knows them."""
+        added, easy = options and options.recipe, options and options.recipe and not options.init
+
         def draw(n: int, generator: Generator, progress: float) -> tuple[Tensor, Tensor]:
-            stories = self.language.draw_split(n, False, generator, device)
-            return stories, every_other(self.questions(stories))
+            events = most_events(progress if easy else 1.0)
+            stories = self.language.draw_split(n, False, generator, device, events)
+            prompt = every_other(self.questions(stories))
+            if added:
+                prompt[decided_rows(n)] = ~self.numbers(stories[decided_rows(n)])
+            return stories, prompt
 
         return draw
 
     def questions(self, stories: Tensor) -> Tensor:
         """(B, L) bool: all tokens of each story up to its question mark."""
         return before_first(stories, self.language.ids["?"])
+
+    def numbers(self, stories: Tensor) -> Tensor:
+        """(B, L) bool: the numbers of each solution. All else decides them."""
+        numbers = [i for word, i in self.language.ids.items() if word.isdecimal()]
+        return torch.isin(stories, stories.new_tensor(numbers)) & ~self.questions(stories)
 
     def gaps(self, stories: Tensor) -> Tensor:
         """(B, L) bool: all tokens of each story but those of its second sentence, the events."""

@@ -1,0 +1,49 @@
+"""What this project adds to the paper's training batch for stories; `train.py --no-recipe` leaves
+it out. Published (2606.24773): a question is a prompt, and off the diagonal 1/32 of the rows are at
+(0, 1).
+
+Half of the rows are stories whose solution lacks its numbers, all of them: all else is the prompt,
+so that the numbers are decided. Such a story flows to one end from any noise, and off the diagonal
+too its target is the data, at (0, 1), where samplers ask. And a run begins with stories of one
+event. text/RESULTS.md says what each of these is worth.
+"""
+
+from __future__ import annotations
+
+from fmlm import Batch, Draws, Model
+
+EASY = (1 / 8, 1 / 4)  # shares of the schedule from which stories have up to 2, and up to 3 events
+AT_01 = 1 / 8  # share of the other rows off the diagonal that are at (0, 1); published: 1/32
+
+
+def decided_rows(n: int) -> slice:
+    """Where stories that lack numbers are in a batch of n: its middle half, half of them on the
+    diagonal."""
+    return slice(n // 4, n // 4 + n // 2)
+
+
+def most_events(progress: float) -> int:
+    """The events that a story has at most, when so much of the schedule is done."""
+    return 1 + sum(progress >= begins for begins in EASY)
+
+
+def recipe(batch: Batch, model: Model, draws: Draws) -> Batch:
+    """A batch with decided rows in `decided_rows`, which have no context but their prompt.
+
+    The last of its targets is that of the rows off the diagonal, if any; the decided ones among
+    these learn the data instead, at (0, 1). For the Lagrangian target, which says nothing there, no
+    other row is moved.
+    """
+    *first, own = batch.targets
+    n, rows, context = len(batch.x1), decided_rows(len(batch.x1)), batch.context.clone()
+    context[rows] = batch.prompt[rows]
+    if own.of is None:  # all is on the diagonal
+        return batch._replace(context=context)
+    diagonal = n - own.rows
+    end = max(diagonal, rows.stop)
+    others = round((n - end) * AT_01) if own.name == "semigroup" else 0
+    s, t = batch.s.clone(), batch.t.clone()
+    s[diagonal:end + others], t[diagonal:end + others] = 0, 1
+    targets = [*first, own._replace(name="numbers", rows=end - diagonal, of=None),
+               own._replace(rows=n - end)]
+    return batch._replace(context=context, s=s, t=t, targets=targets)
