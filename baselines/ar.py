@@ -19,7 +19,8 @@ from torch import Generator, Tensor
 from baselines import begin, record, training_context
 from baselines.causal import Causal
 from fmlm import Draws, Model, cross_entropy, given, token_mean
-from sample import Sampler, sample_words
+from harness.samplers import Sampler
+from sample import sample_words
 
 
 def network(task, sizes: dict) -> Causal:

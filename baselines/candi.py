@@ -24,7 +24,8 @@ from torch import Generator, Tensor
 from baselines import (begin, denoiser, record, sampling_times, signal, training_context,
                        training_times)
 from fmlm import Denoiser, Model, cross_entropy, token_mean, token_times
-from sample import Sampler, sample_words
+from harness.samplers import Sampler
+from sample import sample_words
 
 RHO = (0.01, 0.25)  # rank error at data and at noise; as published for Sudoku
 

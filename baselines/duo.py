@@ -21,7 +21,8 @@ from torch import Generator, Tensor
 from baselines import (EPS, begin, denoiser, record, sampling_times, signal, training_context,
                        training_times)
 from fmlm import Denoiser, Draws, Model, given, token_mean, token_times
-from sample import Sampler, sample_words
+from harness.samplers import Sampler
+from sample import sample_words
 
 DENSE = 32  # words up to which the sum over all pairs is written out
 

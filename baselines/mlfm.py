@@ -23,7 +23,8 @@ import fmlm
 from baselines import denoiser
 from fmlm import (Denoiser, Draws, Model, TimeEmbedding, check_sigma, check_times, flow_map, given,
                   inverse_look_up, look_up, ratio)
-from sample import Draft, Sampler, at_most_tokens, refine, surest
+from harness.samplers import Sampler
+from sample import Draft, at_most_tokens, refine, surest
 
 READ_OUT = 0.94  # time at which tokens are read off; as published
 NOISIEST, CLEAREST = 6.0, -10.0  # log noise-to-signal of training: nearly [MASK], nearly data

@@ -23,7 +23,7 @@ from torch import Generator, Tensor, nn
 from baselines import (EPS, begin, denoiser, record, sampling_times, training_context,
                        training_times)
 from fmlm import cross_entropy, token_mean, token_times
-from sample import Sampler
+from harness.samplers import Sampler
 
 NEAR = 1 - 1e-6  # cosines are clamped to this, as published: no division by sin 0
 

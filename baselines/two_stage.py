@@ -31,7 +31,8 @@ from torch import Tensor, nn
 
 import fmlm
 from fmlm import Denoiser, Model, TimeEmbedding, flow_map, given, token_mean, token_times
-from sample import Sampler, flow_map_sampler
+from harness.samplers import Sampler
+from sample import flow_map_sampler
 
 RESIDUAL_AT_01, COMPRESSED_AT_01 = 1 / 64, 1 / 128  # shares of the batch; as published
 

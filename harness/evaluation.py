@@ -13,8 +13,8 @@ from fmlm import Denoiser
 from harness import commands
 from harness.attempts import Judge, attempts, judge_by_rules, judge_for
 from harness.checkpoints import task_of
+from harness.samplers import Sampler, choose_sampler, samplers_for
 from harness.speed import in_bf16
-from sample import Sampler, choose_sampler, samplers_for
 
 
 def parser(name: str, what: str, samplers: Sequence[str], aside: Sequence[str], budgets: str,

@@ -25,8 +25,9 @@ from harness.attempts import Judge
 from harness.checkpoints import (IN_TAU, completes, load_checkpoint, newest_checkpoint,
                                  read_checkpoint, task_of)
 from harness.measure import likelihood_bound, own_likelihood, posterior, share, usual
+from harness.samplers import Sampler, choose_sampler
 from harness.tasks import Task
-from sample import SAMPLERS, Sampler, choose_sampler
+from sample import SAMPLERS
 from sudoku import boards as sudoku
 
 ASIDE = ("block", "posterior-reopened", "posterior-4", "posterior-8")  # on demand: not in the

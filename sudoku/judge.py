@@ -24,8 +24,9 @@ from harness import commands
 from harness.attempts import JUDGES, judge, judge_by_halves, judge_for, log_probability
 from harness.checkpoints import load_checkpoint, newest_checkpoint
 from harness.measure import BATCH, passes_used, share
+from harness.samplers import Sampler, choose_sampler
 from harness.speed import in_bf16
-from sample import Sampler, choose_sampler, surest
+from sample import surest
 from sudoku import boards as sudoku
 from sudoku.evaluate import shape_of
 from toy.exact import Exact

@@ -17,7 +17,7 @@ from fmlm import Denoiser
 from harness import commands
 from harness.checkpoints import load_checkpoint, newest_checkpoint
 from harness.files import replace
-from sample import choose_sampler
+from harness.samplers import choose_sampler
 from sudoku import boards as sudoku
 
 HERE = Path(__file__).parent

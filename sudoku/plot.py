@@ -20,8 +20,9 @@ from harness.checkpoints import load_checkpoint, newest_checkpoint
 from harness.plot import (BACK, COMMITTED, DRAFT, END, GIVEN, GIVEN_BACK, NOISE, PLAIN, UNSURE,
                           WRONG, animation_file, new_figure, save_animation, save_figure, shade,
                           shows_most)
+from harness.samplers import choose_sampler
 from harness.tasks import name_of
-from sample import Pass, choose_sampler, posterior_refinement
+from sample import Pass, posterior_refinement
 from sudoku import boards as sudoku
 from sudoku.evaluate import shape_of
 

@@ -22,7 +22,8 @@ from fmlm import Model
 from harness import commands
 from harness.checkpoints import load_checkpoint, newest_checkpoint
 from harness.measure import BATCH, passes_used, share
-from sample import Pass, choose_sampler, posterior_refinement
+from harness.samplers import choose_sampler
+from sample import Pass, posterior_refinement
 from sudoku import boards as sudoku
 from sudoku.evaluate import shape_of
 

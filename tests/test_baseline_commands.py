@@ -18,8 +18,8 @@ from harness import runs
 from harness.checkpoints import BASELINES, OBJECTIVES, baseline, build, read_checkpoint
 from harness.measure import likelihood_bound
 from harness.options import parse
+from harness.samplers import choose_sampler, samplers_for
 from harness.tasks import load_task
-from sample import choose_sampler, samplers_for
 from sudoku import evaluate
 
 pytestmark = pytest.mark.usefixtures("cache")

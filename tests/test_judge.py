@@ -16,8 +16,9 @@ import sample
 from harness import terminal
 from harness.attempts import (JUDGES, Judge, attempts, judge, judge_by_halves, judge_by_rules,
                               judge_for)
+from harness.samplers import Sampler
 from harness.tasks import load_task
-from sample import SAMPLERS, Pass, Sampler
+from sample import SAMPLERS, Pass
 from sudoku import boards as sudoku
 from sudoku import judge as study
 from sudoku.evaluate import main as evaluate

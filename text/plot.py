@@ -27,8 +27,9 @@ from harness.checkpoints import load_checkpoint, newest_checkpoint, task_of
 from harness.plot import (BACK, COLORS, COMMITTED, DRAFT, END, GIVEN, GIVEN_BACK, MARKERS, NOISE,
                           PLAIN, UNSURE, animation_file, new_figure, save_animation, save_figure,
                           shade, shows_most)
+from harness.samplers import choose_sampler
 from harness.tasks import Task
-from sample import Pass, choose_sampler, posterior_refinement
+from sample import Pass, posterior_refinement
 from text import tokens as special
 from text.task import Stories, suits
 

@@ -1,0 +1,73 @@
+"""What the command lines know of a sampler: which objectives it suits, and the passes it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from fmlm import Model
+from harness.checkpoints import BASELINES
+from harness.measure import BATCH, passes_used
+
+
+class Sampler(NamedTuple):
+    """A sampler of the command lines, (model, tokens, known, nfe), and the objectives it suits."""
+
+    run: Callable[..., Tensor]
+    objectives: tuple[str, ...]
+    chance: bool = True  # whether another attempt draws anything else
+
+    def complete(self, model: Model, given: Tensor, nfe: int, generator: Generator | None = None,
+                 traces: list | None = None) -> Tensor:
+        """Complete `given` (n, L), -1 where unknown, BATCH at a time; appends the trace of each
+        batch to `traces`."""
+        done = []
+        for part in given.split(BATCH):
+            trace = None if traces is None else []
+            done.append(self.run(model, part.clamp(min=0), part >= 0, nfe, generator=generator,
+                                 trace=trace))
+            if traces is not None:
+                traces.append(trace)
+        return torch.cat(done)
+
+    def measured(self, model: Model, given: Tensor, nfe: int,
+                 generator: Generator | None = None) -> tuple[Tensor, float]:
+        """The same, and how many passes a sequence took on average."""
+        traces: list = []
+        tokens = self.complete(model, given, nfe, generator, traces)
+        used = [passes_used(part >= 0, trace) for part, trace in zip(given.split(BATCH), traces)]
+        return tokens, round(float(torch.cat(used).float().mean()), 2)
+
+
+def samplers_for(objective: str) -> dict[str, Sampler]:
+    """The samplers that suit an objective, its default first: those of sample.py, or another
+    system's own."""
+    known = import_module(BASELINES.get(objective, "sample")).SAMPLERS
+    return {name: sampler for name, sampler in known.items() if objective in sampler.objectives}
+
+
+def choose_sampler(objective: str, name: str | None = None,
+                   threshold: float | None = None) -> tuple[str, Sampler]:
+    """The sampler of that name, or the objective's default, with a threshold of its own if given.
+
+    ValueError where they do not go together.
+    """
+    suits = samplers_for(objective)
+    name = next(iter(suits), "") if name is None else name
+    if name not in suits:
+        every = [*import_module("sample").SAMPLERS,
+                 *(key for other in BASELINES for key in samplers_for(other))]
+        if name not in every:
+            raise ValueError(f"unknown sampler {name!r}: choose from {', '.join(every)}")
+        raise ValueError(f"the sampler {name!r} does not suit a model trained as {objective}: use "
+                         f"{' or '.join(suits)}")
+    if threshold is None:
+        return name, suits[name]
+    if not name.startswith("posterior"):
+        raise ValueError(f"--threshold is of Posterior Refinement, not of the sampler {name!r}")
+    return name, suits[name]._replace(run=partial(suits[name].run, threshold=threshold))
