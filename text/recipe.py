@@ -2,10 +2,10 @@
 it out. Published (2606.24773): a question is a prompt, and off the diagonal 1/32 of the rows are at
 (0, 1).
 
-Half of the rows are stories whose solution lacks its numbers, all of them: all else is the prompt,
-so that the numbers are decided. Such a story flows to one end from any noise, and off the diagonal
-too its target is the data, at (0, 1), where samplers ask. And a run begins with stories of one
-event. text/RESULTS.md says what each of these is worth.
+Half of the rows are stories that lack all words which the others decide: `Stories.decided`. Such a
+story flows to one end from any noise, and off the diagonal too its target is the data, at (0, 1),
+where samplers ask. And a run begins with stories of one event. text/RESULTS.md says what each of
+these is worth.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ AT_01 = 1 / 8  # share of the other rows off the diagonal that are at (0, 1); pu
 
 
 def decided_rows(n: int) -> slice:
-    """Where stories that lack numbers are in a batch of n: its middle half, half of them on the
-    diagonal."""
+    """Where stories that lack what is decided are in a batch of n: its middle half, half of them on
+    the diagonal."""
     return slice(n // 4, n // 4 + n // 2)
 
 
@@ -44,6 +44,6 @@ def recipe(batch: Batch, model: Model, draws: Draws) -> Batch:
     others = round((n - end) * AT_01) if own.name == "semigroup" else 0
     s, t = batch.s.clone(), batch.t.clone()
     s[diagonal:end + others], t[diagonal:end + others] = 0, 1
-    targets = [*first, own._replace(name="numbers", rows=end - diagonal, of=None),
+    targets = [*first, own._replace(name="decided", rows=end - diagonal, of=None),
                own._replace(rows=n - end)]
     return batch._replace(context=context, s=s, t=t, targets=targets)

@@ -178,8 +178,8 @@ class Stories(Task):
 
     def load(self, options, device: torch.device) -> Draw:
         """Fresh stories of the law in every batch; in half of the rows the question is the
-        prompt. With the recipe half of them lack only numbers, and they are easy at first, unless
-        the run starts from one that knows them."""
+        prompt. With the recipe half of them lack only what is decided, and they are easy at first,
+        unless the run starts from one that knows them."""
         added, easy = options and options.recipe, options and options.recipe and not options.init
 
         def draw(n: int, generator: Generator, progress: float) -> tuple[Tensor, Tensor]:
@@ -187,7 +187,7 @@ class Stories(Task):
             stories = self.language.draw_split(n, False, generator, device, events)
             prompt = every_other(self.questions(stories))
             if added:
-                prompt[decided_rows(n)] = ~self.numbers(stories[decided_rows(n)])
+                prompt[decided_rows(n)] = ~self.decided(stories[decided_rows(n)])
             return stories, prompt
 
         return draw
@@ -196,10 +196,14 @@ class Stories(Task):
         """(B, L) bool: all tokens of each story up to its question mark."""
         return before_first(stories, self.language.ids["?"])
 
-    def numbers(self, stories: Tensor) -> Tensor:
-        """(B, L) bool: the numbers of each solution. All else decides them."""
-        numbers = [i for word, i in self.language.ids.items() if word.isdecimal()]
-        return torch.isin(stories, stories.new_tensor(numbers)) & ~self.questions(stories)
+    def decided(self, stories: Tensor) -> Tensor:
+        """(B, L) bool: the words of each story that all its others decide, together. The pronoun,
+        the thing that is asked for, and the numbers and signs of the solution."""
+        among = lambda words: torch.isin(stories, stories.new_tensor([self.ids[w] for w in words]))
+        told = (stories == self.ids["."]).long().cumsum(1) > 0  # from the first full stop on
+        work = [word for word in self.words if word.isdecimal()] + ["+", "-", "more", "less"]
+        asked = self.questions(stories) & told & among(["he", "she", *THINGS])
+        return asked | ~self.questions(stories) & among(work)
 
     def gaps(self, stories: Tensor) -> Tensor:
         """(B, L) bool: all tokens of each story but those of its second sentence, the events."""
