@@ -5,6 +5,7 @@ task around them. Expected values: the law by hand, and stories written by hand.
 import json
 import math
 from collections import Counter
+from itertools import product
 
 import pytest
 import torch
@@ -296,27 +297,60 @@ def asked_for(*words):
     return train.parse([*words, "--no-bf16", "--device", "cpu"])[0]
 
 
-def test_with_the_recipe_half_of_the_rows_lack_what_the_other_words_decide_and_this_alone(task):
+def test_with_the_recipe_half_of_the_rows_lack_words_that_the_others_decide(task):
     stories, prompt = task.load(asked_for(task.name), torch.device("cpu"))(64, seeded(), 1.0)
     assert stories.equal(task.load(None, torch.device("cpu"))(64, seeded(), 1.0)[0])
     assert prompt[:16].any(1).tolist() == prompt[48:].any(1).tolist() == [True, False] * 8
+    assert not prompt[16:48].all(1).any()
     for story, given in zip(stories[16:48].tolist(), prompt[16:48].tolist()):
         words = task.language.text(story).split()
-        told, asked = words.index("."), words.index("?")
-        assert given == [i < told or word not in {"he", "she", *THINGS} if i < asked else
-                         word not in {"+", "-", "more", "less"} and not word.isdecimal()
-                         for i, word in enumerate(words)]
+        hidden = {word for word, known in zip(words, given) if not known}
+        assert hidden <= {*NAMES, "he", "she", *THINGS, "+", "-", "more", "less",
+                          *filter(str.isdecimal, words)}
+        first = next(i for i, word in enumerate(words) if word.isdecimal())
+        assert given[first] and given[words.index("?")] and given[-1]
 
 
-def test_what_decided_rows_lack_has_one_answer():
+@both
+def test_a_story_fills_the_slots_of_its_form(language):
+    """Every form is met; a slot holds one word wherever it stands; all else is the form's own."""
+    stories = language.draw(2000, seeded(13))
+    slots = language.slots_of(stories)
+    assert len(slots.unique(dim=0)) == len(language.forms) == len(language.templates)
+    for story, row in zip(stories.tolist(), slots.tolist()):
+        held = set(zip(row, story))
+        assert len(held) == len(dict(held))
+        assert all(slot == word for slot, word in held if slot < len(language.words))
+        named = 1 + ("{name}" in language.question) + (language.judge(story).wording[2] == "name")
+        assert row.count(language.slots["name"]) == named
+
+
+def test_what_decided_rows_lack_has_one_answer(task):
     """By the judge: of all ways to write one of these words otherwise, none is valid."""
-    task = load_task("stories")
-    for story in task.language.draw(20, seeded(12)):
-        for place in task.decided(story[None])[0].nonzero():
+    stories = task.language.draw(20, seeded(12))
+    for story, hidden in zip(stories, task.decided(stories, seeded(1))):
+        for place in hidden.nonzero():
             others = story.repeat(task.vocab_size, 1)
             others[:, place[0]] = torch.arange(task.vocab_size)
             valid = [task.language.judge(other).valid for other in others.tolist()]
             assert valid == others.eq(story).all(1).tolist()
+
+
+def test_all_that_decided_rows_lack_is_decided_together():
+    """Stories of one event: of all ways to write all that is missing, one is valid."""
+    task, kinds = load_task("stories"), [
+        [*NAMES], ["he", "she"], [*THINGS], ["+", "-"], ["more", "less"], [*map(str, range(1, 13))]]
+    stories, done = task.language.draw(40, seeded(14), most=1), 0
+    for story, hidden in zip(stories.tolist(), task.decided(stories, seeded(2)).tolist()):
+        words = task.language.text(story).split()
+        choices = [next(kind for kind in kinds if word in kind) if missing else [word]
+                   for word, missing in zip(words, hidden)]
+        if math.prod(map(len, choices)) < 5000:
+            done += 1
+            valid = [text for text in product(*choices)
+                     if task.language.judge([task.ids[word] for word in text]).valid]
+            assert valid == [tuple(words)]
+    assert done > 10
 
 
 def test_a_run_begins_with_stories_of_one_event_and_one_that_starts_from_another_does_not(task):

@@ -172,6 +172,16 @@ class Language:
         row = torch.cat([words, torch.stack(values, 1)], 1)
         return row.gather(1, self.templates.to(device)[pick(forms)])
 
+    def slots_of(self, stories: Tensor) -> Tensor:
+        """Which of the `slots` each token of these stories fills, or which word of the form it is:
+        (n, L), a row of `templates`."""
+        templates = self.templates.to(stories.device)
+        fits = (stories[:, None] == templates) | (templates >= len(self.words))
+        for slot, words in (("name", NAMES), ("pronoun", ("he", "she"))):  # of the answer: either
+            of = stories.new_tensor([self.ids[word] for word in words])
+            fits &= torch.isin(stories, of)[:, None] | (templates != self.slots[slot])
+        return templates[fits.all(2).long().argmax(1)]
+
     def draw_split(self, n: int, test: bool, generator: Generator | None = None,
                    device: str | torch.device = "cpu", most: int = MOST_EVENTS) -> Tensor:
         """n stories of the law that are held out, or n that are not: (n, L)."""

@@ -23,7 +23,7 @@ from harness.tasks import Draw, Task
 from text import corpus
 from text.pairs import BytePairs, read_merges
 from text.recipe import decided_rows, most_events, recipe
-from text.stories import LANGUAGES, NAMES, THINGS
+from text.stories import LANGUAGES, MOST_EVENTS, NAMES, THINGS
 from text.tokens import END, KINDS, MISSING, PAD, before_first, join, look_up, split_given
 
 SETTINGS = {  # chosen for two CPU cores
@@ -187,7 +187,7 @@ class Stories(Task):
             stories = self.language.draw_split(n, False, generator, device, events)
             prompt = every_other(self.questions(stories))
             if added:
-                prompt[decided_rows(n)] = ~self.decided(stories[decided_rows(n)])
+                prompt[decided_rows(n)] = ~self.decided(stories[decided_rows(n)], generator)
             return stories, prompt
 
         return draw
@@ -196,14 +196,23 @@ class Stories(Task):
         """(B, L) bool: all tokens of each story up to its question mark."""
         return before_first(stories, self.language.ids["?"])
 
-    def decided(self, stories: Tensor) -> Tensor:
-        """(B, L) bool: the words of each story that all its others decide, together. The pronoun,
-        the thing that is asked for, and the numbers and signs of the solution."""
-        among = lambda words: torch.isin(stories, stories.new_tensor([self.ids[w] for w in words]))
-        told = (stories == self.ids["."]).long().cumsum(1) > 0  # from the first full stop on
-        work = [word for word in self.words if word.isdecimal()] + ["+", "-", "more", "less"]
-        asked = self.questions(stories) & told & among(["he", "she", *THINGS])
-        return asked | ~self.questions(stories) & among(work)
+    def decided(self, stories: Tensor, generator: Generator | None = None) -> Tensor:
+        """(B, L) bool: words of each story that its others decide, all together. The pronoun and
+        the signs; one of the two things; the first name, where it is said again; and of
+        every event its number or its total, wherever they stand. Which of two, coins say."""
+        slots, names = self.language.slots_of(stories), self.language.slots
+        coin = lambda: torch.rand(len(stories), 1, generator=generator, device=stories.device) < 0.5
+        stands = lambda *those: torch.isin(slots, slots.new_tensor(
+            [i for name, i in names.items() if name.split(".")[0] in those]))
+        begins = (stories == self.language.ids["."]).cumsum(1) == 0  # who has how many of what
+        named = stands("name")
+        hidden = stands("pronoun") & self.questions(stories) | stands("thing") & (begins == coin())
+        hidden |= named & begins & (named & ~begins).any(1, keepdim=True) & coin()
+        for i in range(1, MOST_EVENTS + 1):
+            number = coin()
+            hidden |= stands(f"sign{i}", f"more{i}") | stands(f"a{i}") & number
+            hidden |= stands(f"c{i}") & ~number
+        return hidden
 
     def gaps(self, stories: Tensor) -> Tensor:
         """(B, L) bool: all tokens of each story but those of its second sentence, the events."""
