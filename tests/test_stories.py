@@ -325,15 +325,30 @@ def test_a_story_fills_the_slots_of_its_form(language):
         assert row.count(language.slots["name"]) == named
 
 
+def test_at_first_they_lack_all_that_is_repeated_unless_the_run_starts_from_another(task):
+    draw = task.load(asked_for(task.name), torch.device("cpu"))
+    stories, prompt = draw(64, seeded(), 0.49)
+    for story, given in zip(stories[16:48].tolist(), prompt[16:48].tolist()):
+        words = task.language.text(story).split()
+        told, asked = words.index("."), words.index("?")
+        assert given == [i < told or word not in {"he", "she", *THINGS} if i < asked else
+                         word not in {"+", "-", "more", "less"} and not word.isdecimal()
+                         for i, word in enumerate(words)]
+    later = draw(64, seeded(), 0.5)[1]
+    assert not prompt[16:48].equal(later[16:48])
+    started = task.load(asked_for(task.name, "--init", "an MDM"), torch.device("cpu"))
+    assert started(64, seeded(), 0.0)[1].equal(later)
+
+
 def test_what_decided_rows_lack_has_one_answer(task):
     """By the judge: of all ways to write one of these words otherwise, none is valid."""
-    stories = task.language.draw(20, seeded(12))
-    for story, hidden in zip(stories, task.decided(stories, seeded(1))):
-        for place in hidden.nonzero():
-            others = story.repeat(task.vocab_size, 1)
-            others[:, place[0]] = torch.arange(task.vocab_size)
+    stories = task.language.draw(12, seeded(12))
+    for hidden in task.repeated(stories), task.decided(stories, seeded(1)):
+        for row, place in hidden.nonzero().tolist():
+            others = stories[row].repeat(task.vocab_size, 1)
+            others[:, place] = torch.arange(task.vocab_size)
             valid = [task.language.judge(other).valid for other in others.tolist()]
-            assert valid == others.eq(story).all(1).tolist()
+            assert valid == others.eq(stories[row]).all(1).tolist()
 
 
 def test_all_that_decided_rows_lack_is_decided_together():
@@ -341,7 +356,8 @@ def test_all_that_decided_rows_lack_is_decided_together():
     task, kinds = load_task("stories"), [
         [*NAMES], ["he", "she"], [*THINGS], ["+", "-"], ["more", "less"], [*map(str, range(1, 13))]]
     stories, done = task.language.draw(40, seeded(14), most=1), 0
-    for story, hidden in zip(stories.tolist(), task.decided(stories, seeded(2)).tolist()):
+    hidden = torch.cat([task.decided(stories, seeded(2))[:20], task.repeated(stories)[20:]])
+    for story, hidden in zip(stories.tolist(), hidden.tolist()):
         words = task.language.text(story).split()
         choices = [next(kind for kind in kinds if word in kind) if missing else [word]
                    for word, missing in zip(words, hidden)]

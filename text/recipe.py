@@ -2,10 +2,10 @@
 it out. Published (2606.24773): a question is a prompt, and off the diagonal 1/32 of the rows are at
 (0, 1).
 
-Half of the rows are stories that lack all words which the others decide: `Stories.decided`. Such a
-story flows to one end from any noise, and off the diagonal too its target is the data, at (0, 1),
-where samplers ask. And a run begins with stories of one event. text/RESULTS.md says what each of
-these is worth.
+Half of the rows are stories that lack words which their others decide. Such a story flows to one
+end from any noise, and off the diagonal too its target is the data, at (0, 1), where samplers ask.
+A run begins with what is easy: stories of one event, in which what comes first decides what comes
+later (`Stories.repeated`, then `decided`). text/RESULTS.md says what this is worth.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 from fmlm import Batch, Draws, Model
 
 EASY = (1 / 8, 1 / 4)  # shares of the schedule from which stories have up to 2, and up to 3 events
+EITHER_WAY = 1 / 2  # share from which what comes later may also decide what comes first
 AT_01 = 1 / 8  # share of the other rows off the diagonal that are at (0, 1); published: 1/32
 
 

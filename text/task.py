@@ -22,7 +22,7 @@ from harness.commands import processes, say
 from harness.tasks import Draw, Task
 from text import corpus
 from text.pairs import BytePairs, read_merges
-from text.recipe import decided_rows, most_events, recipe
+from text.recipe import EITHER_WAY, decided_rows, most_events, recipe
 from text.stories import LANGUAGES, MOST_EVENTS, NAMES, THINGS
 from text.tokens import END, KINDS, MISSING, PAD, before_first, join, look_up, split_given
 
@@ -180,14 +180,15 @@ class Stories(Task):
         """Fresh stories of the law in every batch; in half of the rows the question is the
         prompt. With the recipe half of them lack only what is decided, and they are easy at first,
         unless the run starts from one that knows them."""
-        added, easy = options and options.recipe, options and options.recipe and not options.init
+        recipe, rows = options and options.recipe, decided_rows
 
         def draw(n: int, generator: Generator, progress: float) -> tuple[Tensor, Tensor]:
-            events = most_events(progress if easy else 1.0)
-            stories = self.language.draw_split(n, False, generator, device, events)
+            progress = progress if recipe and not options.init else 1.0
+            stories = self.language.draw_split(n, False, generator, device, most_events(progress))
             prompt = every_other(self.questions(stories))
-            if added:
-                prompt[decided_rows(n)] = ~self.decided(stories[decided_rows(n)], generator)
+            if recipe:
+                prompt[rows(n)] = ~(self.decided(stories[rows(n)], generator)
+                                    if progress >= EITHER_WAY else self.repeated(stories[rows(n)]))
             return stories, prompt
 
         return draw
@@ -195,6 +196,15 @@ class Stories(Task):
     def questions(self, stories: Tensor) -> Tensor:
         """(B, L) bool: all tokens of each story up to its question mark."""
         return before_first(stories, self.language.ids["?"])
+
+    def repeated(self, stories: Tensor) -> Tensor:
+        """(B, L) bool: words of each story that those before them decide. The pronoun, the thing
+        that is asked for, and the numbers and signs of the solution."""
+        among = lambda words: torch.isin(stories, stories.new_tensor([self.ids[w] for w in words]))
+        told = (stories == self.ids["."]).cumsum(1) > 0  # from the first full stop on
+        work = [word for word in self.words if word.isdecimal()] + ["+", "-", "more", "less"]
+        asked = self.questions(stories) & told & among(["he", "she", *THINGS])
+        return asked | ~self.questions(stories) & among(work)
 
     def decided(self, stories: Tensor, generator: Generator | None = None) -> Tensor:
         """(B, L) bool: words of each story that its others decide, all together. The pronoun and
