@@ -139,6 +139,7 @@ class Run:
         """origin: the checkpoint whose weights will be loaded, if any."""
         self.options, self.task, self.rank, self.world = options, task, rank, world
         self.device = options.device
+        options.started = bool(options.init or (origin or {}).get("started"))
         self.data = task.load(options, self.device)
         self.recipe = task.recipe if options.recipe else None
         sizes = dict(width=options.width, depth=options.depth, heads=options.heads)
@@ -231,7 +232,7 @@ class Run:
         """All that sampling and `runs.restore` need."""
         options = {name: getattr(self.options, name) for name in runs.kinds(self.task)}
         return dict(self.info, options=options, step=self.step, seconds=self.seconds,
-                    began=dict(self.began), prompted=self.prompted,
+                    began=dict(self.began), prompted=self.prompted, started=self.options.started,
                     updates=self.ema.updates, model=self.ema.model.state_dict(),
                     running=self.model.state_dict(), optimizer=self.optimizer.state_dict()["state"],
                     generator=self.draws.generator.get_state())

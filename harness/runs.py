@@ -133,6 +133,7 @@ def restore(run: Run, state: dict, path: str) -> None:
     """
     if state["format"] == 2:
         state = state | dict(format=3, began=dict(progress=0.0, at=0.0))
+    state = {"started": False} | state  # an older file does not say whether it began with --init
     own = {name: value for name, value in run.state().items()
            if name not in ("options", "generator")}
     saved = {name: state.get(name) for name in own}

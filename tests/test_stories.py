@@ -15,7 +15,8 @@ import sample
 import train
 from baselines import mlfm
 from fmlm import Batch, Draws, Target
-from harness.checkpoints import build, save_checkpoint
+from harness import runs
+from harness.checkpoints import build, read_checkpoint, save_checkpoint
 from harness.measure import likelihood_bound
 from harness.tasks import check_draw, load_task, name_of
 from sample import Pass
@@ -293,8 +294,10 @@ def test_the_task_draws_training_stories_with_the_question_as_prompt_in_half_of_
         assert given == [True] * asked + [False] * (len(story) - asked)
 
 
-def asked_for(*words):
-    return train.parse([*words, "--no-bf16", "--device", "cpu"])[0]
+def asked_for(*words, started=False):
+    options = train.parse([*words, "--no-bf16", "--device", "cpu"])[0]
+    options.started = started
+    return options
 
 
 def test_with_the_recipe_half_of_the_rows_lack_words_that_the_others_decide(task):
@@ -336,7 +339,7 @@ def test_at_first_they_lack_all_that_is_repeated_unless_the_run_starts_from_anot
                          for i, word in enumerate(words)]
     later = draw(64, seeded(), 0.5)[1]
     assert not prompt[16:48].equal(later[16:48])
-    started = task.load(asked_for(task.name, "--init", "an MDM"), torch.device("cpu"))
+    started = task.load(asked_for(task.name, started=True), torch.device("cpu"))
     assert started(64, seeded(), 0.0)[1].equal(later)
 
 
@@ -375,8 +378,8 @@ def test_a_run_begins_with_stories_of_one_event_and_one_that_starts_from_another
     draw = task.load(asked_for(task.name), torch.device("cpu"))
     most = [max(events(draw(200, seeded(), progress)[0])) for progress in (0, 0.124, 0.125, 0.25)]
     assert most == [1, 1, 2, 3]
-    for words in (["--no-recipe"], ["--init", "an MDM"]):
-        draw = task.load(asked_for(task.name, *words), torch.device("cpu"))
+    for options in (asked_for(task.name, "--no-recipe"), asked_for(task.name, started=True)):
+        draw = task.load(options, torch.device("cpu"))
         assert max(events(draw(200, seeded(), 0.0)[0])) == 3
 
 
@@ -424,6 +427,23 @@ def test_an_mdm_of_stories_is_asked_for_all_that_decided_rows_lack():
     x1 = torch.nn.functional.one_hot(tokens, task.vocab_size).float()
     _, context = train.mdm(run, run.model, x1, prompt)
     assert context[2:6].equal(prompt[2:6]) and not context[2:6].all(1).any()
+
+
+def test_a_run_that_started_from_another_is_resumed_as_one(tmp_path):
+    first, path = str(tmp_path / "mdm.pt"), str(tmp_path / "fmlm+.pt")
+    small = ("stories --width 8 --depth 1 --heads 1 --batch 8 --no-compile --no-bf16 --no-table "
+             "--device cpu --steps 2").split()
+    assert train.main([*small, "--objective", "mdm", "--out", first]) == 0
+    assert train.main([*small, "--init", first, "--out", path]) == 0
+    states = read_checkpoint(first), read_checkpoint(path)
+    assert [state["started"] for state in states] == [False, True]
+    for path, state in zip((first, path), states):
+        options, task, _ = train.parse(["--resume", path, "--steps", "99"])
+        run = train.Run(options, task, origin=state)
+        runs.restore(run, state, path)
+        stories = run.draw(0.0)[0].tolist()
+        events = [len(task.language.judge(story).question.events) for story in stories]
+        assert (max(events) > 1) == state["started"]
 
 
 def test_a_line_of_the_task_is_read_back_token_for_token(task):

@@ -972,7 +972,7 @@ def test_a_checkpoint_of_another_format_is_refused_with_both_numbers(number, tmp
 def format_2(state):
     """The same run as a dictionary of format 2: no state of a task, no start of a schedule, no word
     of prompts, and no choice of a recipe or weighting."""
-    lacks = ("state", "began", "prompted", "recipe", "weighting")
+    lacks = ("state", "began", "prompted", "started", "recipe", "weighting")
     old = {name: value for name, value in state.items() if name not in lacks}
     options = {name: value for name, value in state["options"].items() if name not in lacks}
     return old | {"format": 2, "options": options}

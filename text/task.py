@@ -183,7 +183,7 @@ class Stories(Task):
         recipe, rows = options and options.recipe, decided_rows
 
         def draw(n: int, generator: Generator, progress: float) -> tuple[Tensor, Tensor]:
-            progress = progress if recipe and not options.init else 1.0
+            progress = progress if recipe and not options.started else 1.0
             stories = self.language.draw_split(n, False, generator, device, most_events(progress))
             prompt = every_other(self.questions(stories))
             if recipe:
