@@ -28,10 +28,12 @@ def network(task, sizes: dict) -> Causal:
 
 
 def loss(run, model: Model, x1: Tensor, prompt: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of every token given those before it, mean over generated tokens."""
-    context = given(x1, prompt)
+    """Cross-entropy of every token given those before it, mean over generated tokens. What stands
+    behind a gap is none that it could be given, unless its model completes."""
     if run.model.completes:
         context = training_context(x1, prompt, run.draws)
+    else:
+        context = given(x1, prompt).cumprod(1).bool()
     time = context.to(x1.dtype)
     return token_mean(cross_entropy(model(x1, time, time), x1), ~context), context
 

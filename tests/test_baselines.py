@@ -472,6 +472,9 @@ def test_ars_loss_is_the_mean_over_generated_tokens_of_what_the_likelihood_sums(
     log_p = causal(x1, prompt.float(), prompt.float())
     assert context.equal(prompt)
     assert float(value) == pytest.approx(float(-(x1 * log_p).sum(-1)[:, 2:].mean()))
+    gap = prompt | torch.tensor([False, False, False, True, True])  # behind a gap nothing is given
+    other, context = ar.loss(run, causal, x1, gap)
+    assert other == value and context.equal(prompt)
 
 
 def test_networks_begin_by_saying_all_words_alike_and_have_fmlms_size():
