@@ -106,7 +106,7 @@ def mdm(run: Run, model: fmlm.Model, x1: Tensor, prompt: Tensor | None) -> tuple
     context, rate = fmlm.sample_context(given(x1, prompt), run.draws)
     if run.options.weighting == "elbo":  # all sequences count alike
         return fmlm.mdm_loss(model, x1, context, rate, "elbo") / x1.shape[1], given(x1, None)
-    s, data = torch.zeros_like(rate), [Target("data", len(x1))]
+    s, data = x1.new_zeros(len(x1)), [Target("data", len(x1))]
     context = with_recipe(run, model, Batch(x1, prompt, context, s, s, data)).context
     return fmlm.mdm_loss(model, x1, context), context
 
