@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fmlm import Batch, Draws, Model, Target, interpolate
+from fmlm import Batch, Draws, Model, interpolate
+from harness.recipes import learn_data_at_0_1
 
 BOARDS_FIRST = 1 / 2  # share of the schedule before puzzles come in; published: boards or puzzles
 BOARDS_AT_01 = 1 / 8  # share of the boards off the diagonal that are at (0, 1); published: 1/32
@@ -23,38 +24,23 @@ CONTEXT_KEPT = 1 / 4  # share of the random context that is left at (0, 1); publ
 SURE_P_MAX = 0.99  # p_max from which a draft is context for every other row; published: no such row
 
 
-def puzzle_rows(n: int) -> slice:
-    """Where puzzles are in a batch of n: its middle half, half of them on the diagonal."""
-    return slice(n // 4, n // 4 + n // 2)
-
-
 def recipe(batch: Batch, model: Model, draws: Draws) -> Batch:
-    """A batch with puzzles in `puzzle_rows` (a prompt of their clues), as samplers will ask it.
+    """A batch with puzzles in `decided_rows` (a prompt of their clues), as samplers will ask it.
 
-    The last of its targets is that of the rows off the diagonal; the puzzles among these learn the
-    data instead. Boards are not moved to (0, 1) for the Lagrangian target, which says nothing
-    there. A batch too small to have such rows stays as it is, and one on the diagonal alone.
+    See `learn_data_at_0_1`. A batch too small to have such rows stays as it is, and one on the
+    diagonal alone.
     """
-    *first, own = batch.targets
-    if own.of is None:
-        return batch
-    diagonal, n = len(batch.x1) - own.rows, len(batch.x1)
-    puzzles_end = max(diagonal, puzzle_rows(n).stop)
-    boards = round((n - puzzles_end) * BOARDS_AT_01) if own.name == "semigroup" else 0
-    asked = slice(diagonal, puzzles_end + boards)
+    batch, asked = learn_data_at_0_1(batch, "puzzles", BOARDS_AT_01)
     if asked.start == asked.stop:
         return batch
     later = slice(asked.start, asked.stop, 2)
-    s, t, context, x1 = batch.s.clone(), batch.t.clone(), batch.context.clone(), batch.x1.clone()
-    s[asked], t[asked] = 0, 1
+    context, x1 = batch.context.clone(), batch.x1.clone()
     kept = draws.uniform(*context.shape) < CONTEXT_KEPT
     context[asked] &= batch.prompt[asked] | kept[asked]
     x1[later], context[later] = after_a_round(model, x1[later], context[later],
                                               batch.prompt[later].any(1),
                                               draws.normal(*x1.shape)[later])
-    puzzles = Target("puzzles", puzzles_end - diagonal)
-    targets = [*first, puzzles, own._replace(rows=n - puzzles_end)]
-    return batch._replace(x1=x1, context=context, s=s, t=t, targets=targets)
+    return batch._replace(x1=x1, context=context)
 
 
 @torch.no_grad()

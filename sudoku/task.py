@@ -8,9 +8,10 @@ from functools import cache
 import torch
 from torch import Generator, Tensor
 
+from harness.recipes import decided_rows
 from harness.tasks import Draw, Task
 from sudoku import boards as rules
-from sudoku.recipe import BOARDS_FIRST, puzzle_rows, recipe
+from sudoku.recipe import BOARDS_FIRST, recipe
 
 SETTINGS = {  # chosen for two CPU cores
     "sudoku4": dict(minutes=2.3, batch=256, width=64, depth=5, heads=4),
@@ -71,7 +72,7 @@ class Sudoku(Task):
                                                       device=device)]
             drawn, shown = some(boards, n), marked is not None and progress >= late
             if shown:
-                drawn[puzzle_rows(n)] = some(marked, n // 2)
+                drawn[decided_rows(n)] = some(marked, n // 2)
             drawn = rules.augment(self.shape, drawn, generator)
             return drawn % self.shape.size, drawn >= self.shape.size if shown else None
 

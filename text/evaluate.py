@@ -188,7 +188,7 @@ def evaluate(path: str, options: argparse.Namespace) -> dict:
                                                                tries)
                 found.append({"sampler": name, "nfe": nfe, "n": len(prompt), **passes,
                               **say(tokens)})
-                if stories:
+                if stories and tries:
                     found[-1] |= evaluation.wrongly(believed, task.judge(tokens, prompt))
         return found
 

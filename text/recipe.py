@@ -11,16 +11,11 @@ later (`Stories.repeated`, then `decided`). text/RESULTS.md says what this is wo
 from __future__ import annotations
 
 from fmlm import Batch, Draws, Model
+from harness.recipes import decided_rows, learn_data_at_0_1
 
 EASY = (1 / 8, 1 / 4)  # shares of the schedule from which stories have up to 2, and up to 3 events
 EITHER_WAY = 1 / 2  # share from which what comes later may also decide what comes first
 AT_01 = 1 / 8  # share of the other rows off the diagonal that are at (0, 1); published: 1/32
-
-
-def decided_rows(n: int) -> slice:
-    """Where stories that lack what is decided are in a batch of n: its middle half, half of them on
-    the diagonal."""
-    return slice(n // 4, n // 4 + n // 2)
 
 
 def most_events(progress: float) -> int:
@@ -29,22 +24,9 @@ def most_events(progress: float) -> int:
 
 
 def recipe(batch: Batch, model: Model, draws: Draws) -> Batch:
-    """A batch with decided rows in `decided_rows`, which have no context but their prompt.
-
-    The last of its targets is that of the rows off the diagonal, if any; the decided ones among
-    these learn the data instead, at (0, 1). For the Lagrangian target, which says nothing there, no
-    other row is moved.
-    """
-    *first, own = batch.targets
-    n, rows, context = len(batch.x1), decided_rows(len(batch.x1)), batch.context.clone()
+    """A batch with decided rows in `decided_rows`, which have no context but their prompt; off the
+    diagonal see `learn_data_at_0_1`."""
+    rows, context = decided_rows(len(batch.x1)), batch.context.clone()
     context[rows] = batch.prompt[rows]
-    if own.of is None:  # all is on the diagonal
-        return batch._replace(context=context)
-    diagonal = n - own.rows
-    end = max(diagonal, rows.stop)
-    others = round((n - end) * AT_01) if own.name == "semigroup" else 0
-    s, t = batch.s.clone(), batch.t.clone()
-    s[diagonal:end + others], t[diagonal:end + others] = 0, 1
-    targets = [*first, own._replace(name="decided", rows=end - diagonal, of=None),
-               own._replace(rows=n - end)]
-    return batch._replace(context=context, s=s, t=t, targets=targets)
+    batch, _ = learn_data_at_0_1(batch._replace(context=context), "decided", AT_01)
+    return batch

@@ -19,10 +19,11 @@ from torch import Generator, Tensor
 
 from harness.checkpoints import LARGEST
 from harness.commands import processes, say
+from harness.recipes import decided_rows
 from harness.tasks import Draw, Task
 from text import corpus
 from text.pairs import BytePairs, read_merges
-from text.recipe import EITHER_WAY, decided_rows, most_events, recipe
+from text.recipe import EITHER_WAY, most_events, recipe
 from text.stories import LANGUAGES, MOST_EVENTS, NAMES, THINGS
 from text.tokens import END, KINDS, MISSING, PAD, before_first, join, look_up, split_given
 
@@ -180,15 +181,17 @@ class Stories(Task):
         """Fresh stories of the law in every batch; in half of the rows the question is the
         prompt. With the recipe half of them lack only what is decided, and they are easy at first,
         unless the run starts from one that knows them."""
-        recipe, rows = options and options.recipe, decided_rows
+        added = options and options.recipe
 
         def draw(n: int, generator: Generator, progress: float) -> tuple[Tensor, Tensor]:
-            progress = progress if recipe and not options.started else 1.0
+            progress = progress if added and not options.started else 1.0
             stories = self.language.draw_split(n, False, generator, device, most_events(progress))
             prompt = every_other(self.questions(stories))
-            if recipe:
-                prompt[rows(n)] = ~(self.decided(stories[rows(n)], generator)
-                                    if progress >= EITHER_WAY else self.repeated(stories[rows(n)]))
+            if added:
+                rows = decided_rows(n)
+                asked = stories[rows]
+                prompt[rows] = ~(self.decided(asked, generator) if progress >= EITHER_WAY
+                                 else self.repeated(asked))
             return stories, prompt
 
         return draw
