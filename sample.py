@@ -329,7 +329,8 @@ def main(arguments: list[str] | None = None) -> int:
         raise ValueError("--check-rules and --believe choose among attempts: say how many by "
                          "--attempts")
     if most is not None:
-        decides = judge_by_rules(task) if options.check_rules else judge_for(info["objective"])
+        decides = (judge_by_rules(task) if options.check_rules
+                   else judge_for(info["objective"], task))
         decides = decides._replace(believe=options.believe or decides.believe)
     start = time.perf_counter()
     with precise:

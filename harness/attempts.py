@@ -1,11 +1,12 @@
 """Does a model believe what it drew? The judge, and attempts until it does (ours, not the papers').
 
-sudoku/FINDINGS.md has what was measured of both, sudoku/judge.py the command.
+sudoku/FINDINGS.md has what was measured of both, sudoku/judge.py and text/judge.py the commands.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -78,11 +79,13 @@ JUDGES = {"fmlm+": Judge(judge), "mdm": Judge(judge_by_halves, 2),
           "mlfm": Judge(judge_by_halves, 2)}
 
 
-def judge_for(objective: str) -> Judge:
-    """ValueError for an objective that cannot judge."""
+def judge_for(objective: str, task: Task) -> Judge:
+    """Of an FMLM+ the task says which. ValueError for an objective that cannot judge."""
     if objective not in JUDGES:
         raise ValueError(f"a model trained as {objective} cannot judge what it drew: use "
                          f"{' or '.join(JUDGES)}, or leave --attempts out")
+    if objective == "fmlm+" and task.by_halves:
+        return Judge(partial(judge_by_halves, noise=1), 2)
     return JUDGES[objective]
 
 

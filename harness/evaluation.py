@@ -63,8 +63,9 @@ def tries_of(info: dict, options: argparse.Namespace) -> tuple[int, Judge] | Non
         raise ValueError("--check-rules chooses among attempts: say how many by --attempts")
     if not options.attempts:
         return None
-    return options.attempts, (judge_by_rules(task_of(info)) if options.check_rules else
-                              judge_for(info["objective"]))
+    task = task_of(info)
+    return options.attempts, (judge_by_rules(task) if options.check_rules else
+                              judge_for(info["objective"], task))
 
 
 def complete(model: Denoiser, sampler: Sampler, given: Tensor, nfe: int, generator: Generator,

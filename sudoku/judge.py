@@ -1,179 +1,32 @@
 """Whom to believe: python -m sudoku.judge [CKPT] [--clues 30 minimal few] [--attempts 16]
 
-Does a model know that a finished draft is wrong? On held-out puzzles, and on boards from nothing
-(--clues 0), this measures
-  1. how well each score tells right drafts from wrong ones, and from right ones of which two cells
-     are swapped: the area under the curve, the gap, how many are believed; and its passes;
-  2. what to keep of a failed attempt;
-  3. solved against mean passes, one line a system: --json is what `python -m harness.plot` draws;
-  4. the same of an exact model (--exact): all boards of 4x4, and the two modes of the toy.
+`harness.study` on held-out puzzles, and on boards from nothing (--clues 0); and the scores of an
+exact model (--exact): all boards of 4x4, and the two modes of the toy.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Generator, Tensor
 
-from fmlm import Model, token_times
-from harness import commands
-from harness.attempts import JUDGES, judge, judge_by_halves, judge_for, log_probability
-from harness.checkpoints import load_checkpoint, newest_checkpoint
-from harness.measure import BATCH, passes_used, share
-from harness.samplers import Sampler, choose_sampler
-from harness.speed import in_bf16
+from harness import commands, study
+from harness.attempts import JUDGES, judge
+from harness.study import TIMES, in_batches, separation, swapped, table
+from harness.tasks import Task
 from sample import surest
 from sudoku import boards as sudoku
 from sudoku.evaluate import shape_of
 from toy.exact import Exact
 
-TIMES = (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.95)
-Score = Callable[..., Tensor]  # (model, tokens, known, generator=) -> (B,)
-
-
-# ---- 1. scores
-
-
-def asked_at(model: Model, tokens: Tensor, known: Tensor, s: float, t: float,
-             generator: Generator) -> Tensor:
-    """The sum over generated tokens of log delta_{s,t}(x_s)[token], (B,); s = t is `judge`."""
-    s, t = (token_times(torch.full(known.shape[:1], time, device=known.device), known)
-            for time in (s, t))
-    return log_probability(model, tokens, ~known, s, t, generator)
-
-
-def averaged(model: Model, tokens: Tensor, known: Tensor, generator: Generator) -> Tensor:
-    """`judge` over two noises."""
-    return sum(judge(model, tokens, known, generator=generator) for _ in range(2)) / 2
-
-
-SCORES: dict[str, tuple[int, Score]] = {  # name -> passes, score
-    "a-priori, delta_00": (1, partial(asked_at, s=0.0, t=0.0)),
-    **{f"delta_s1, s = {s}": (1, partial(asked_at, s=s, t=1.0)) for s in (0.4, 0.6, 0.8)},
-    **{f"D_s, s = {s}": (1, partial(judge, s=s)) for s in TIMES},
-    "default s, two noises": (2, averaged),
-    "halves, delta_00": (2, partial(judge_by_halves, noise=1)),
-}
-
-
-def in_batches(score: Score, model: Model, tokens: Tensor, known: Tensor, seed: int) -> Tensor:
-    generator = Generator(tokens.device).manual_seed(seed)
-    return torch.cat([score(model, *part, generator=generator)
-                      for part in zip(tokens.split(BATCH), known.split(BATCH))])
-
-
-def swapped(tokens: Tensor, known: Tensor, generator: Generator) -> Tensor:
-    """Drafts (n, L) with two generated cells of different digits in each other's place."""
-    pick = lambda among: torch.where(
-        among, torch.rand(among.shape, generator=generator, device=among.device), -1.0
-    ).argmax(1, keepdim=True)
-    first = pick(~known)
-    second = pick(~known & (tokens != tokens.gather(1, first)))
-    pair, back = torch.cat([first, second], 1), torch.cat([second, first], 1)
-    return tokens.scatter(1, pair, tokens.gather(1, back))
-
-
-def area(right: Tensor, wrong: Tensor) -> float | None:
-    """The chance that a right draft scores above a wrong one, a tie counting half: the area under
-    the curve. (n,) and (m,); None where either is empty."""
-    apart = right[:, None].double() - wrong
-    apart = torch.where(right[:, None] == wrong, 0.0, apart)  # -inf both
-    return round(float((apart.sign() + 1).mean()) / 2, 4) if apart.numel() else None
-
-
-def separation(score: Tensor, right: Tensor, spoiled: Tensor, believe: float) -> dict:
-    """What a score says of drafts, (n,) and whether they are right, (n,) bool, and of right ones
-    that were spoiled, (m,). Scores are in nats; `low_right`: of 1 right one in 100."""
-    good, wrong, bound = score[right], score[~right], math.log(believe)
-    number = lambda value: round(max(float(value), -1e4), 3)
-    return {"area": area(good, wrong), "area_swapped": area(good, spoiled),
-            "low_right": number(good.sort().values[len(good) // 100]) if len(good) else None,
-            "high_wrong": number(wrong.max()) if len(wrong) else None,
-            "high_swapped": number(spoiled.max()) if len(spoiled) else None,
-            "right_believed": round(100 * float((good >= bound).float().mean()), 2),
-            "wrong_believed": int((wrong >= bound).sum()),
-            "swapped_believed": int((spoiled >= bound).sum())}
-
-
-def draft(model: Model, sampler: Sampler, given: Tensor, nfe: int,
-          generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """One attempt: tokens (n, L), how sure it was of each as it was committed, and passes (n,)."""
-    traces: list = []
-    tokens = sampler.complete(model, given, nfe, generator, traces)
-    sure = [trace[-1].confidence if trace else torch.ones_like(part, dtype=torch.float32)
-            for part, trace in zip(given.split(BATCH), traces)]
-    used = [passes_used(part >= 0, trace) for part, trace in zip(given.split(BATCH), traces)]
-    return tokens, torch.cat(sure), torch.cat(used)
-
-
-def scores(model: Model, sampler: Sampler, given: Tensor, right_of: Callable[[Tensor], Tensor],
-           nfe: int, seed: int, believe: float) -> list[dict]:
-    """Every score of the same drafts, one attempt each."""
-    generator = Generator(given.device).manual_seed(seed)
-    tokens, sure, _ = draft(model, sampler, given, nfe, generator)
-    right, known = right_of(tokens), given >= 0
-    spoiled = swapped(tokens[right], known[right], generator)
-    own = sure.log().sum(1)
-    rows = [{"score": "as committed", "passes": 0, "n": len(given), "right": int(right.sum()),
-             **separation(own, right, own[:0], believe)}]
-    for name, (passes, score) in SCORES.items():
-        values = in_batches(score, model, tokens, known, seed)
-        planted = (in_batches(score, model, spoiled, known[right], seed) if right.any()
-                   else values[:0])
-        rows.append({"score": name, "passes": passes, "n": len(given), "right": int(right.sum()),
-                     **separation(values, right, planted, believe)})
-    return rows
-
-
-# ---- 2. and 3. attempts
-
-KEEP = {  # (tokens, sure, the tokens of the attempt before or None, unknown) -> what is kept
-    "nothing": lambda tokens, sure, before, unknown: torch.zeros_like(unknown),
+KEEP = {
     "surest half": lambda tokens, sure, before, unknown:
         surest(sure, unknown, unknown.sum(1, keepdim=True) // 2),
     "what two agree on": lambda tokens, sure, before, unknown:
         unknown & (tokens == before) if before is not None else torch.zeros_like(unknown),
 }
-
-
-def climb(model: Model, sampler: Sampler, given: Tensor, right_of: Callable[[Tensor], Tensor],
-          nfe: int, most: int, score: Score | None, cost: int, believe: float, seed: int,
-          keep: str = "nothing") -> list[dict]:
-    """`harness.attempts`, with a row for 1, 2, 4, ... attempts. No score: the sum as committed.
-    `keep`: of KEEP, what of a failed attempt is context for the next one."""
-    generator, n = Generator(given.device).manual_seed(seed), len(given)
-    kept, best = given.clone(), torch.full((n,), -torch.inf)
-    context, before, passes = given.clone(), None, torch.zeros(n, dtype=torch.int64)
-    left, rows = torch.arange(n), []
-    for attempt in range(1, most + 1):
-        tokens, sure, used = draft(model, sampler, context[left], nfe, generator)
-        known = given[left] >= 0
-        scores = sure.log().sum(1) if score is None else torch.cat([
-            score(model, *part, generator=generator)
-            for part in zip(tokens.split(BATCH), known.split(BATCH))])
-        passes[left] += used + cost
-        surer = ~(scores < best[left])
-        kept[left[surer]], best[left[surer]] = tokens[surer], scores[surer]
-        unsure = ~(scores.exp() >= believe)
-        stays = KEEP[keep](tokens, sure, before, ~known)[unsure]
-        left, before = left[unsure], tokens[unsure]
-        context[left] = torch.where(stays, before, given[left])
-        if attempt & (attempt - 1) == 0 or attempt == most or not len(left):
-            right, believed = right_of(kept), best.exp() >= believe
-            rows.append({"attempts": attempt, "n": n, **share(right),
-                         "nfe": round(float(passes.float().mean()), 3), "most": int(passes.max()),
-                         "unsure": n - int(believed.sum()),
-                         "believed_and_wrong": int((believed & ~right).sum())})
-        if not len(left):
-            break
-    return rows
-
-
-# ---- 4. exact
 
 
 def exact_scores(sequences: Tensor, clues: int, n: int, seed: int) -> list[dict]:
@@ -197,92 +50,38 @@ def exact_scores(sequences: Tensor, clues: int, n: int, seed: int) -> list[dict]
     return rows
 
 
-# ---- the command
-
-
-def table(rows: list[dict], title: str) -> str:
-    """Rows of one kind, for a terminal."""
-    width = max(len(str(row[key])) for row in rows for key in list(row)[:1])
-    head = f"{title}\n{'':<{width}}" + "".join(f"{key:>19}" for key in list(rows[0])[1:])
-    return "\n".join([head] + [f"{list(row.values())[0]:<{width}}" + "".join(
-        f"{'-' if value is None else value:>19}" for value in list(row.values())[1:])
-        for row in rows])
-
-
-def measure(model: Model, shape: sudoku.Shape, objective: str, clues: int | str, options) -> dict:
-    """Everything about one kind of puzzle: {"scores", "kept", "systems"}."""
-    if clues == 0:
-        given = torch.full((options.n, shape.cells), -1)
-        right_of = partial(sudoku.valid, shape)
-    else:
-        given, solutions = sudoku.load_puzzles(shape, clues, options.n, options.puzzles)
-        right_of = lambda tokens: (tokens == solutions).all(1)
-    judged, name = judge_for(objective), "a-priori-sampled"
-    sampler, foil = (choose_sampler(objective, each, threshold)[1] for each, threshold in (
-        ("posterior", options.threshold), (name, None)))
-    run = partial(climb, model, given=given, right_of=right_of, nfe=options.nfe,
-                  most=options.attempts, believe=judged.believe, seed=options.seed)
-    result = {"scores": scores(model, sampler, given, right_of, options.nfe, options.seed,
-                               judged.believe)}
-    by_judge = dict(score=judged.score, cost=judged.passes)
-    result["kept"] = {keep: run(sampler=sampler, **by_judge, keep=keep) for keep in KEEP}
-    result["systems"] = {"posterior, judge": result["kept"]["nothing"],
-                         "posterior, as committed": run(sampler=sampler, score=None, cost=0),
-                         f"{name}, judge": run(sampler=foil, **by_judge),
-                         f"{name}, as committed": run(sampler=foil, score=None, cost=0)}
-    return result
-
-
 @commands.command("sudoku.judge")
 def main(arguments: list[str] | None = None) -> int:
-    parser = commands.Parser(prog="python -m sudoku.judge", description="Whom to believe: scores "
-                             "of finished drafts, and attempts until one is believed.")
+    parser = study.parser("sudoku.judge")
     add = parser.add_argument
-    add("checkpoint", nargs="?", type=commands.path,
-        help="default: the newest trained here, else the weights that ship")
-    add("-n", type=commands.COUNT, default=400, help="puzzles of each kind (default 400)")
     add("--clues", type=commands.clue_count, nargs="+", default=[30, "minimal"],
         help="kinds of puzzles, 0 for boards from nothing (default 30 minimal)")
-    add("--nfe", type=commands.NFE, default=4, help="passes of an attempt, at most (default 4)")
-    add("--threshold", type=commands.number(0, math.inf, open=False), metavar="P",
-        help="of Posterior Refinement (default: 1 - 0.05 / nfe)")
-    add("--attempts", type=commands.whole(1, 10**5), default=16, help="at most (default 16)")
-    add("--seed", type=commands.SEED, default=0, help="of the noise")
     add("--puzzles", type=commands.SEED, default=0, help="seed of the puzzles")
     add("--exact", action="store_true", help="exact models in place of a checkpoint")
-    add("--bf16", action="store_true", help="matrix products in bfloat16")
-    add("--json", action="store_true", help="print one JSON document, for harness.plot")
     options = parser.parse_args(arguments)
-    if options.exact:
-        sets = {"two modes": (torch.tensor([[0, 0], [1, 1]]), 0),
-                "4x4, no clue": (sudoku.all_boards(sudoku.SHAPES["sudoku4"]), 0),
-                "4x4, 4 clues": (sudoku.all_boards(sudoku.SHAPES["sudoku4"]), 4)}
-        found = {name: exact_scores(*each, options.n, options.seed) for name, each in sets.items()}
-        print(json.dumps(found) if options.json else
-              "\n\n".join(table(rows, f"exact, {name}") for name, rows in found.items()))
+    if not options.exact:
+        study.report(options, partial(puzzles, options=options), KEEP)
         return 0
-    path = str(options.checkpoint or newest_checkpoint())
-    model, info = load_checkpoint(path)
-    shape = shape_of(path, info)
-    choose_sampler(info["objective"], "posterior")  # a ValueError for all but an FMLM+
-    with in_bf16(options.bf16, torch.device("cpu")):
-        found = {clues: measure(model, shape, info["objective"], clues, options)
-                 for clues in options.clues}
-    if options.json:
-        systems = {name: [{"clues": clues, **row} for clues, kind in found.items()
-                          for row in kind["systems"][name]]
-                   for name in next(iter(found.values()))["systems"]}
-        print(json.dumps([{"label": name, "checkpoint": path, "seed": options.seed, "puzzles": rows}
-                          for name, rows in systems.items()]
-                         + [{"label": "study", "clues": clues, **kind}
-                            for clues, kind in found.items()]))
-        return 0
-    for clues, kind in found.items():
-        print(table(kind["scores"], f"drafts of {clues} clues, {options.nfe} passes") + "\n")
-        for what, lines in (("kept of a failed attempt", kind["kept"]), ("", kind["systems"])):
-            for name, rows in lines.items():
-                print(table(rows, f"{clues} clues, {what} {name}") + "\n")
+    sets = {"two modes": (torch.tensor([[0, 0], [1, 1]]), 0),
+            "4x4, no clue": (sudoku.all_boards(sudoku.SHAPES["sudoku4"]), 0),
+            "4x4, 4 clues": (sudoku.all_boards(sudoku.SHAPES["sudoku4"]), 4)}
+    found = {name: exact_scores(*each, options.n, options.seed) for name, each in sets.items()}
+    print(json.dumps(found) if options.json else
+          "\n\n".join(table(rows, f"exact, {name}") for name, rows in found.items()))
     return 0
+
+
+def puzzles(path: str, info: dict, task: Task, options) -> dict[str, study.Set]:
+    """Held-out puzzles of each kind, and boards from nothing."""
+    shape, sets = shape_of(path, info), {}
+    for clues in options.clues:
+        given = torch.full((options.n, shape.cells), -1)
+        right_of = partial(sudoku.valid, shape)
+        if clues != 0:
+            given, solutions = sudoku.load_puzzles(shape, clues, options.n, options.puzzles)
+            right_of = lambda tokens, solutions=solutions: (tokens == solutions).all(1)
+        sets[clues] = given, right_of
+    return sets
 
 
 if __name__ == "__main__":

@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 
 import sample
-from harness import terminal
+from harness import study, terminal
 from harness.attempts import (JUDGES, Judge, attempts, judge, judge_by_halves, judge_by_rules,
                               judge_for)
 from harness.samplers import Sampler
 from harness.tasks import load_task
 from sample import SAMPLERS, Pass
 from sudoku import boards as sudoku
-from sudoku import judge as study
+from sudoku.judge import main as study_sudoku
 from sudoku.evaluate import main as evaluate
 from toy.exact import Exact
 
@@ -141,7 +141,7 @@ def test_a_draft_with_a_token_that_is_no_word_is_refused():
 @pytest.mark.parametrize("objective", ["flm", "fmlm", "ar", "duo"])
 def test_an_objective_that_cannot_judge_is_named(objective):
     with pytest.raises(ValueError, match=f"trained as {objective} cannot judge"):
-        judge_for(objective)
+        judge_for(objective, load_task("sudoku4"))
 
 
 # ---- attempts
@@ -401,7 +401,7 @@ def test_the_climb_that_keeps_nothing_is_attempts():
 
 
 def test_the_exact_table_believes_no_wrong_draft_and_all_right_ones_late(capsys):
-    assert study.main(["--exact", "-n", "60", "--json"]) == 0
+    assert study_sudoku(["--exact", "-n", "60", "--json"]) == 0
     for rows in json.loads(capsys.readouterr().out).values():
         assert all(row["high_wrong"] <= -1 and row["wrong_believed"] == 0 for row in rows)
         assert rows[-1]["area"] == 1 and rows[-1]["right_believed"] == 100
@@ -414,12 +414,12 @@ def test_the_study_prints_its_tables_and_a_document_that_harness_plot_draws(
     from harness.plot import read_table
 
     words = [checkpoint("fmlm+"), "-n", "5", "--nfe", "2", "--attempts", "2", "--clues", "8", "0"]
-    assert study.main([*words, "--json"]) == 0
+    assert study_sudoku([*words, "--json"]) == 0
     (tmp_path / "table.json").write_text(capsys.readouterr().out)
     panels = read_table(str(tmp_path / "table.json"))
     assert list(panels) == ["puzzles with 8 clues solved, %", "puzzles with 0 clues solved, %"]
     assert list(panels["puzzles with 8 clues solved, %"]) == [
         "posterior, judge", "posterior, as committed", "a-priori-sampled, judge",
         "a-priori-sampled, as committed"]
-    assert study.main(words) == 0
+    assert study_sudoku(words) == 0
     assert "D_s, s = 0.6" in capsys.readouterr().out

@@ -5,6 +5,7 @@ task around them. Expected values: the law by hand, and stories written by hand.
 import json
 import math
 from collections import Counter
+from functools import partial
 from itertools import product
 
 import pytest
@@ -16,13 +17,15 @@ import train
 from baselines import mlfm
 from fmlm import Batch, Draws, Target
 from harness import runs
+from harness.attempts import judge, judge_by_halves, judge_for
 from harness.checkpoints import build, read_checkpoint, save_checkpoint
 from harness.measure import likelihood_bound
 from harness.tasks import check_draw, load_task, name_of
 from sample import Pass
 from text import evaluate
+from text import judge as study
 from text.recipe import recipe
-from text.stories import LANGUAGES, NAMES, THINGS, marginals, total_variation
+from text.stories import GAINS, LANGUAGES, LOSSES, NAMES, THINGS, marginals, total_variation
 from text.task import suits
 from text.tokens import END, PAD, held_out
 
@@ -303,7 +306,6 @@ def asked_for(*words, started=False):
 def test_with_the_recipe_half_of_the_rows_lack_words_that_the_others_decide(task):
     stories, prompt = task.load(asked_for(task.name), torch.device("cpu"))(64, seeded(), 1.0)
     assert stories.equal(task.load(None, torch.device("cpu"))(64, seeded(), 1.0)[0])
-    assert prompt[:16].any(1).tolist() == prompt[48:].any(1).tolist() == [True, False] * 8
     assert not prompt[16:48].all(1).any()
     for story, given in zip(stories[16:48].tolist(), prompt[16:48].tolist()):
         words = task.language.text(story).split()
@@ -312,6 +314,18 @@ def test_with_the_recipe_half_of_the_rows_lack_words_that_the_others_decide(task
                           *filter(str.isdecimal, words)}
         first = next(i for i, word in enumerate(words) if word.isdecimal())
         assert given[first] and given[words.index("?")] and given[-1]
+
+
+def test_with_the_recipe_the_other_rows_have_as_prompt_the_question_or_the_words_of_the_form(task):
+    """A quarter the question, a half every word that says only how the story is told."""
+    stories, prompt = task.load(asked_for(task.name), torch.device("cpu"))(64, seeded(), 1.0)
+    told = {*NAMES, "he", "she", *THINGS, *GAINS, *LOSSES, "+", "-", "more", "less"}
+    for row in (*range(16), *range(48, 64)):
+        words, given = task.language.text(stories[row].tolist()).split(), prompt[row].tolist()
+        asked = words.index("?")
+        assert given == [(i <= asked, word not in told and not word.isdecimal(),
+                          word not in told and not word.isdecimal(), False)[row % 4]
+                         for i, word in enumerate(words)]
 
 
 @both
@@ -598,11 +612,11 @@ def test_the_evaluation_prints_a_table_and_one_document(fresh, capsys):
 
 
 def test_attempts_at_stories_are_judged_and_counted_and_the_table_says_so(fresh, capsys):
-    """An untrained network is sure of nothing: three attempts of two passes and a judge's. Where
-    the rules decide, for nothing, it fails as often."""
+    """An untrained network is sure of nothing: three attempts of two passes and two of a judge.
+    Where the rules decide, for nothing, it fails as often."""
     arguments = [fresh, "--nfe", "2", "--sampler", "posterior", "-n", "10", "--device", "cpu",
                  "--attempts", "3"]
-    for more, passes in ([], 9), (["--check-rules"], 6):
+    for more, passes in ([], 12), (["--check-rules"], 6):
         assert evaluate.main([*arguments, *more, "--json"]) == 0
         document, = json.loads(capsys.readouterr().out)
         for row in document["unconditional"] + document["puzzles"]:
@@ -610,6 +624,36 @@ def test_attempts_at_stories_are_judged_and_counted_and_the_table_says_so(fresh,
             assert row["believed"] == row["believed_and_wrong"] == row["percent"] == 0
     assert evaluate.main(arguments) == 0
     assert "believed, %" in capsys.readouterr().out
+
+
+def test_stories_are_judged_by_the_two_halves_of_what_was_written_each_given_the_other():
+    """At s = t = 0 from noise, as an FMLM+ learned it."""
+    task = load_task("stories")
+    judged, score = judge_for("fmlm+", task), partial(judge_by_halves, noise=1)
+    tokens, known = task.language.draw(3, seeded(20)), torch.zeros(3, 40, dtype=torch.bool)
+    model = build(dict(objective="fmlm+", network=dict(vocab_size=task.vocab_size, width=8)), task)
+    torch.nn.init.normal_(model.head.weight, generator=seeded(21))
+    expected = score(model, tokens, known, generator=seeded(22))
+    assert judged.passes == 2
+    assert judged.score(model, tokens, known, generator=seeded(22)).equal(expected)
+    assert not judge(model, tokens, known, generator=seeded(22)).equal(expected)
+    assert judge_for("fmlm+", load_task("sudoku4")).score is judge
+
+
+def test_the_study_of_the_judge_has_questions_and_stories_from_nothing_and_no_other_task(
+        fresh, checkpoint, capsys):
+    arguments = ["-n", "5", "--nfe", "2", "--attempts", "2"]
+    assert study.main([fresh, *arguments]) == 0
+    said = capsys.readouterr().out
+    for kind in ("questions", "nothing"):
+        assert f"drafts of {kind}, 2 passes\n" in said and f"{kind}, posterior, judge\n" in said
+    assert "halves, delta_00" in said and "D_s, s = 0.9 " in said
+    assert study.main([fresh, *arguments, "--json"]) == 0
+    *_, questions, nothing = json.loads(capsys.readouterr().out)
+    assert (questions["clues"], nothing["clues"]) == ("questions", "nothing")
+    assert questions["kept"]["nothing"][-1]["nfe"] == 8  # two attempts of two passes and a judge's
+    assert study.main([checkpoint("fmlm+"), *arguments]) == 2
+    assert "is of the task sudoku4, whose answers nobody can check" in capsys.readouterr().err
 
 
 def test_an_attempt_that_is_believed_and_wrong_is_counted():

@@ -5,7 +5,9 @@ it out. Published (2606.24773): a question is a prompt, and off the diagonal 1/3
 Half of the rows are stories that lack words which their others decide. Such a story flows to one
 end from any noise, and off the diagonal too its target is the data, at (0, 1), where samplers ask.
 A run begins with what is easy: stories of one event, in which what comes first decides what comes
-later (`Stories.repeated`, then `decided`). text/RESULTS.md says what this is worth.
+later (`Stories.repeated`, then `decided`). In half of the other rows the words of the form are a
+prompt (`Stories.form`), for Posterior Refinement commits them first: what is asked for is what
+happens. text/RESULTS.md says what this is worth.
 """
 
 from __future__ import annotations

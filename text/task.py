@@ -169,6 +169,7 @@ class Stories(Task):
     """Arithmetic stories: see text/stories.py."""
 
     nouns, puzzle, legend = "stories", "story to complete", Text.legend
+    by_halves = True  # noise hides 62 words longer than 9 digits: text/RESULTS.md
     measure, table = Text.measure, Text.table
 
     def __init__(self, name: str) -> None:
@@ -179,8 +180,9 @@ class Stories(Task):
 
     def load(self, options, device: torch.device) -> Draw:
         """Fresh stories of the law in every batch; in half of the rows the question is the
-        prompt. With the recipe half of them lack only what is decided, and they are easy at first,
-        unless the run starts from one that knows them."""
+        prompt. With the recipe half of them lack only what is decided; of the others the prompt is
+        the question in a quarter, the form in a half; and they are easy at first, unless the run
+        starts from one that knows them."""
         added = options and options.recipe
 
         def draw(n: int, generator: Generator, progress: float) -> tuple[Tensor, Tensor]:
@@ -188,6 +190,9 @@ class Stories(Task):
             stories = self.language.draw_split(n, False, generator, device, most_events(progress))
             prompt = every_other(self.questions(stories))
             if added:
+                question, form = self.questions(stories), self.form(stories)
+                row, kinds = torch.arange(n, device=device), (question, form, form, form & False)
+                prompt = torch.stack(kinds)[row % 4, row]
                 rows = decided_rows(n)
                 asked = stories[rows]
                 prompt[rows] = ~(self.decided(asked, generator) if progress >= EITHER_WAY
@@ -199,6 +204,11 @@ class Stories(Task):
     def questions(self, stories: Tensor) -> Tensor:
         """(B, L) bool: all tokens of each story up to its question mark."""
         return before_first(stories, self.language.ids["?"])
+
+    def form(self, stories: Tensor) -> Tensor:
+        """(B, L) bool: words that all stories of one form share: no name, pronoun, thing, verb,
+        sign or number."""
+        return self.language.slots_of(stories) < len(self.words)
 
     def repeated(self, stories: Tensor) -> Tensor:
         """(B, L) bool: words of each story that those before them decide. The pronoun, the thing
