@@ -6,8 +6,8 @@ Half of the rows are stories that lack words which their others decide. Such a s
 end from any noise, and off the diagonal too its target is the data, at (0, 1), where samplers ask.
 A run begins with what is easy: stories of one event, in which what comes first decides what comes
 later (`Stories.repeated`, then `decided`). In half of the other rows the words of the form are a
-prompt (`Stories.form`), for Posterior Refinement commits them first: what is asked for is what
-happens. text/RESULTS.md says what this is worth.
+prompt (`Stories.form`): what is asked for is what happens. A run that starts from another has had
+both. text/RESULTS.md says what this is worth.
 """
 
 from __future__ import annotations

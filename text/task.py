@@ -180,19 +180,20 @@ class Stories(Task):
 
     def load(self, options, device: torch.device) -> Draw:
         """Fresh stories of the law in every batch; in half of the rows the question is the
-        prompt. With the recipe half of them lack only what is decided; of the others the prompt is
-        the question in a quarter, the form in a half; and they are easy at first, unless the run
-        starts from one that knows them."""
+        prompt. With the recipe half of them lack only what is decided; and unless the run starts
+        from one that knows stories, they are easy at first, and of the others a quarter has the
+        question as prompt and a half the form."""
         added = options and options.recipe
 
         def draw(n: int, generator: Generator, progress: float) -> tuple[Tensor, Tensor]:
             progress = progress if added and not options.started else 1.0
             stories = self.language.draw_split(n, False, generator, device, most_events(progress))
             prompt = every_other(self.questions(stories))
-            if added:
+            if added and not options.started:
                 question, form = self.questions(stories), self.form(stories)
                 row, kinds = torch.arange(n, device=device), (question, form, form, form & False)
                 prompt = torch.stack(kinds)[row % 4, row]
+            if added:
                 rows = decided_rows(n)
                 asked = stories[rows]
                 prompt[rows] = ~(self.decided(asked, generator) if progress >= EITHER_WAY
