@@ -85,7 +85,7 @@ def judge_for(objective: str, task: Task) -> Judge:
         raise ValueError(f"a model trained as {objective} cannot judge what it drew: use "
                          f"{' or '.join(JUDGES)}, or leave --attempts out")
     if objective == "fmlm+" and task.by_halves:
-        return Judge(partial(judge_by_halves, noise=1), 2)
+        return Judge(partial(judge_by_halves, noise=1), 2, task.by_halves)
     return JUDGES[objective]
 
 

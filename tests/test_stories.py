@@ -638,7 +638,7 @@ def test_stories_are_judged_by_the_two_halves_of_what_was_written_each_given_the
     model = build(dict(objective="fmlm+", network=dict(vocab_size=task.vocab_size, width=8)), task)
     torch.nn.init.normal_(model.head.weight, generator=seeded(21))
     expected = score(model, tokens, known, generator=seeded(22))
-    assert judged.passes == 2
+    assert (judged.passes, judged.believe) == (2, 0.2)
     assert judged.score(model, tokens, known, generator=seeded(22)).equal(expected)
     assert not judge(model, tokens, known, generator=seeded(22)).equal(expected)
     assert judge_for("fmlm+", load_task("sudoku4")).score is judge
