@@ -58,8 +58,8 @@ SCORES: dict[str, tuple[int, Score]] = {  # name -> passes, score
 }
 
 
-def in_batches(score: Score, model: Model, tokens: Tensor, known: Tensor, seed: int) -> Tensor:
-    generator = Generator(tokens.device).manual_seed(seed)
+def in_batches(score: Score, model: Model, tokens: Tensor, known: Tensor,
+               generator: Generator) -> Tensor:
     return torch.cat([score(model, *part, generator=generator)
                       for part in zip(tokens.split(BATCH), known.split(BATCH))])
 
@@ -111,7 +111,8 @@ def draft(model: Model, sampler: Sampler, given: Tensor, nfe: int,
 def scores(model: Model, sampler: Sampler, given: Tensor, right_of: Callable[[Tensor], Tensor],
            nfe: int, seed: int, believe: float) -> list[dict]:
     """Every score of the same drafts, one attempt each."""
-    generator = Generator(given.device).manual_seed(seed)
+    fresh = lambda: Generator(given.device).manual_seed(seed)  # every score meets the same noise
+    generator = fresh()
     tokens, sure, _ = draft(model, sampler, given, nfe, generator)
     right, known = right_of(tokens), given >= 0
     spoiled = swapped(tokens[right], known[right], generator)
@@ -119,8 +120,8 @@ def scores(model: Model, sampler: Sampler, given: Tensor, right_of: Callable[[Te
     rows = [{"score": "as committed", "passes": 0, "n": len(given), "right": int(right.sum()),
              **separation(own, right, own[:0], believe)}]
     for name, (passes, score) in SCORES.items():
-        values = in_batches(score, model, tokens, known, seed)
-        planted = (in_batches(score, model, spoiled, known[right], seed) if right.any()
+        values = in_batches(score, model, tokens, known, fresh())
+        planted = (in_batches(score, model, spoiled, known[right], fresh()) if right.any()
                    else values[:0])
         rows.append({"score": name, "passes": passes, "n": len(given), "right": int(right.sum()),
                      **separation(values, right, planted, believe)})
@@ -142,9 +143,8 @@ def climb(model: Model, sampler: Sampler, given: Tensor, right_of: Callable[[Ten
     for attempt in range(1, most + 1):
         tokens, sure, used = draft(model, sampler, context[left], nfe, generator)
         known = given[left] >= 0
-        scores = sure.log().sum(1) if score is None else torch.cat([
-            score(model, *part, generator=generator)
-            for part in zip(tokens.split(BATCH), known.split(BATCH))])
+        scores = (sure.log().sum(1) if score is None else
+                  in_batches(score, model, tokens, known, generator))
         passes[left] += used + cost
         surer = ~(scores < best[left])
         kept[left[surer]], best[left[surer]] = tokens[surer], scores[surer]

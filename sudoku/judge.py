@@ -42,8 +42,8 @@ def exact_scores(sequences: Tensor, clues: int, n: int, seed: int) -> list[dict]
         wrong[:, 0] = 1 - wrong[:, 0]
     rows = []
     for s in TIMES:
-        good, bad = (in_batches(partial(judge, s=s), model, tokens, known, seed)
-                     for tokens in (right, wrong))
+        good, bad = (in_batches(partial(judge, s=s), model, tokens, known,
+                                Generator().manual_seed(seed)) for tokens in (right, wrong))
         every = torch.arange(2 * n) < n
         rows.append({"score": f"D_s, s = {s}", "passes": 1, "n": 2 * n, "right": n,
                      **separation(torch.cat([good, bad]), every, bad, JUDGES["fmlm+"].believe)})

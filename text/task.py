@@ -184,15 +184,18 @@ class Stories(Task):
         from one that knows stories, they are easy at first, and of the others a quarter has the
         question as prompt and a half the form."""
         added = options and options.recipe
+        new = added and not options.started
 
         def draw(n: int, generator: Generator, progress: float) -> tuple[Tensor, Tensor]:
-            progress = progress if added and not options.started else 1.0
+            progress = progress if new else 1.0
             stories = self.language.draw_split(n, False, generator, device, most_events(progress))
-            prompt = every_other(self.questions(stories))
-            if added and not options.started:
-                question, form = self.questions(stories), self.form(stories)
-                row, kinds = torch.arange(n, device=device), (question, form, form, form & False)
-                prompt = torch.stack(kinds)[row % 4, row]
+            question = self.questions(stories)
+            if new:
+                form, row = self.form(stories), torch.arange(n, device=device)
+                kinds = torch.stack([question, form, form, torch.zeros_like(form)])
+                prompt = kinds[row % 4, row]
+            else:
+                prompt = every_other(question)
             if added:
                 rows = decided_rows(n)
                 asked = stories[rows]
