@@ -80,12 +80,14 @@ JUDGES = {"fmlm+": Judge(judge), "mdm": Judge(judge_by_halves, 2),
 
 
 def judge_for(objective: str, task: Task) -> Judge:
-    """Of an FMLM+ the task says which. ValueError for an objective that cannot judge."""
+    """The judge of an objective, or the task's own; an MDM knows no noise. ValueError for an
+    objective that cannot judge."""
     if objective not in JUDGES:
         raise ValueError(f"a model trained as {objective} cannot judge what it drew: use "
                          f"{' or '.join(JUDGES)}, or leave --attempts out")
-    if objective == "fmlm+" and task.by_halves:
-        return Judge(partial(judge_by_halves, noise=1), 2, task.by_halves)
+    if task.by_halves:
+        noise = float(objective == "fmlm+")
+        return Judge(partial(judge_by_halves, noise=noise), 2, task.by_halves)
     return JUDGES[objective]
 
 

@@ -72,6 +72,7 @@ def read_table(path: str, roads: Sequence[str] | None = None) -> Panels:
         for kind, document, row in found:
             clues = f" with {row['clues']} clues" if "clues" in row else ""
             panel = f"puzzles{clues} solved, %" if kind == "puzzles" else "valid from nothing, %"
+            panel = f"{row['set']} right, %" if "set" in row else panel
             line = document.get("label") or f"{document['objective'].upper()}, {row['sampler']}"
             points = panels.setdefault(panel, {}).setdefault(line, [])
             points.append(tuple(float(row[key]) for key in ("nfe", "percent", "low", "high")))

@@ -216,8 +216,9 @@ def measure(model: Model, task: Task, objective: str, given: Tensor,
 
 
 def report(options: argparse.Namespace, sets_of: Callable[[str, dict, Task], dict[str, Set]],
-           keep: dict[str, Keep] = {}) -> None:
-    """Load the checkpoint, measure each of the sets that a task has for it, print."""
+           keep: dict[str, Keep] = {}, named: str = "clues") -> None:
+    """Load the checkpoint, measure each of the sets that a task has for it, print. `named`: what
+    the name of a set says, for `harness.plot`."""
     path = str(options.checkpoint or newest_checkpoint())
     model, info = load_checkpoint(path)
     task = task_of(info)
@@ -227,12 +228,12 @@ def report(options: argparse.Namespace, sets_of: Callable[[str, dict, Task], dic
         found = {name: measure(model, task, info["objective"], *each, options, keep)
                  for name, each in sets.items()}
     if options.json:
-        systems = {name: [{"clues": kind, **row} for kind, each in found.items()
+        systems = {name: [{named: kind, **row} for kind, each in found.items()
                           for row in each["systems"][name]]
                    for name in next(iter(found.values()))["systems"]}
         print(json.dumps([{"label": name, "checkpoint": path, "seed": options.seed, "puzzles": rows}
                           for name, rows in systems.items()]
-                         + [{"label": "study", "clues": kind, **each}
+                         + [{"label": "study", named: kind, **each}
                             for kind, each in found.items()]))
         return
     for kind, each in found.items():

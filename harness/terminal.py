@@ -35,9 +35,10 @@ def parser(samplers: list[str]) -> commands.Parser:
         "inf: never more than the uniform budget; default: 1 - 0.05 / nfe)")
     add("--attempts", type=commands.whole(1, 10**5), metavar="K",
         help="draw, let the model judge what it drew, and draw anew what it does not believe, K "
-        "times at most (default for puzzles: 64; else what is drawn is not judged)")
+        "times at most (default for puzzles: 64, for stories: 8; else nothing is judged)")
     add("--believe", type=commands.number(0, 1), metavar="P",
-        help="of --attempts: the probability from which the judge believes a draft (default 0.9)")
+        help="of --attempts: the probability from which the judge believes a draft (default 0.9; "
+        "of stories 0.2)")
     add("--check-rules", action="store_true",
         help="let the rules of the task decide in place of the model's judgement")
     shown = parser.add_mutually_exclusive_group()

@@ -631,7 +631,7 @@ def test_attempts_at_stories_are_judged_and_counted_and_the_table_says_so(fresh,
 
 
 def test_stories_are_judged_by_the_two_halves_of_what_was_written_each_given_the_other():
-    """At s = t = 0 from noise, as an FMLM+ learned it."""
+    """At s = t = 0, an FMLM+ from noise, as it learned it, an MDM without."""
     task = load_task("stories")
     judged, score = judge_for("fmlm+", task), partial(judge_by_halves, noise=1)
     tokens, known = task.language.draw(3, seeded(20)), torch.zeros(3, 40, dtype=torch.bool)
@@ -642,6 +642,10 @@ def test_stories_are_judged_by_the_two_halves_of_what_was_written_each_given_the
     assert judged.score(model, tokens, known, generator=seeded(22)).equal(expected)
     assert not judge(model, tokens, known, generator=seeded(22)).equal(expected)
     assert judge_for("fmlm+", load_task("sudoku4")).score is judge
+    masked = judge_for("mdm", task)
+    assert (masked.passes, masked.believe) == (2, 0.2)
+    assert masked.score(model, tokens, known, generator=seeded(22)).equal(
+        judge_by_halves(model, tokens, known, generator=seeded(22)))
 
 
 def test_the_study_of_the_judge_has_questions_and_stories_from_nothing_and_no_other_task(
@@ -649,12 +653,12 @@ def test_the_study_of_the_judge_has_questions_and_stories_from_nothing_and_no_ot
     arguments = ["-n", "5", "--nfe", "2", "--attempts", "2"]
     assert study.main([fresh, *arguments]) == 0
     said = capsys.readouterr().out
-    for kind in ("questions", "nothing"):
+    for kind in ("questions", "stories from nothing"):
         assert f"drafts of {kind}, 2 passes\n" in said and f"{kind}, posterior, judge\n" in said
     assert "halves, delta_00" in said and "D_s, s = 0.9 " in said
     assert study.main([fresh, *arguments, "--json"]) == 0
     *_, questions, nothing = json.loads(capsys.readouterr().out)
-    assert (questions["clues"], nothing["clues"]) == ("questions", "nothing")
+    assert (questions["set"], nothing["set"]) == ("questions", "stories from nothing")
     assert questions["kept"]["nothing"][-1]["nfe"] == 8  # two attempts of two passes and a judge's
     assert study.main([checkpoint("fmlm+"), *arguments]) == 2
     assert "is of the task sudoku4, whose answers nobody can check" in capsys.readouterr().err
@@ -705,6 +709,7 @@ def test_the_command_line_completes_a_story(fresh, capsys):
     said = capsys.readouterr().out
     assert "tom has 7 apples . he buys 3 . how many apples ? " in said
     assert "the answer is 10" in said and "0 of 1 solved" in said
+    assert "not sure after 8 attempts" in said and "48 network passes" in said  # 4, and a judge's 2
 
 
 # ---- training

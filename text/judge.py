@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--questions", type=commands.SEED, default=0,
                         help="seed of the questions; 0: those of text.evaluate")
     options = parser.parse_args(arguments)
-    study.report(options, partial(questions, options=options))
+    study.report(options, partial(questions, options=options), named="set")
     return 0
 
 
@@ -34,7 +34,7 @@ def questions(path: str, info: dict, task: Task, options) -> dict[str, study.Set
     generator = Generator().manual_seed(options.questions)
     stories = task.language.draw_split(options.n, True, generator)
     sets = {"questions": stories.where(task.questions(stories), -1),
-            "nothing": torch.full_like(stories, -1)}
+            "stories from nothing": torch.full_like(stories, -1)}
     return {kind: (given, partial(task.judge, given=given)) for kind, given in sets.items()}
 
 
