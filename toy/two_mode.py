@@ -2,7 +2,7 @@
 
     python -m toy.two_mode [--plot FILE] [--seed N] [--steps N]
 
-Trains an FMLM+ and an MDM of 26,000 parameters in under a minute on two CPU cores and prints: how
+Trains an FMLM+ and an MDM of 27,000 parameters in under a minute on two CPU cores and prints: how
 far the learned delta_{s,t} is from the exact one, how many pairs are valid after how many network
 passes, and a map of p_max over the noise. It shows the point of the paper: one pass of an MDM, or
 of delta_{0,0}, knows each token's marginal only and so joins 0 and 1 half of the time; one pass of
