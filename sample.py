@@ -320,7 +320,7 @@ def main(arguments: list[str] | None = None) -> int:
         given, errors = terminal.parse_lines(task, lines, options.puzzles)
     else:
         given = [task.parse(lines[0])] if solving else [[-1] * len(task.coords)] * options.n
-    given, traces = torch.tensor(given, device=options.device), []
+    given = torch.tensor(given, device=options.device)
     generator = Generator(options.device).manual_seed(options.seed)
     most, answer = options.attempts, None
     if most is None and solving and sampler.chance and info["objective"] in JUDGES:
@@ -339,15 +339,15 @@ def main(arguments: list[str] | None = None) -> int:
             answer = attempts(sampler, model, given, nfe, most, decides, generator)
             tokens, passes = answer.tokens, int(answer.passes.max())
         else:
-            tokens = sampler.complete(model, given, nfe, generator, traces)
-            passes = max(map(len, traces))
+            tokens, _, used, trace = sampler.complete(model, given, nfe, generator)
+            passes = int(used.max())
     seconds, right = time.perf_counter() - start, task.judge(tokens, given)
     if options.json:
         print(terminal.document(task, tokens, right, solving, passes, answer, options.check_rules))
     else:
         if options.trace:
             print(terminal.trace_of_attempts(task, given, answer) if answer
-                  else terminal.trace(task, given, traces[0]))
+                  else terminal.trace(task, given, trace))
         print(terminal.verdicts(task, given, tokens, right, solving, answer, options.check_rules))
         print(f"{terminal.count(right, len(tokens), solving)}, {name}, {passes} network passes, "
               f"{seconds:.2f} s")

@@ -81,4 +81,4 @@ KIND = "exact"
 NETWORKS = {"ar": network}
 LOSSES = {"ar": loss}
 SAMPLERS = {"ar": Sampler(sampler, ("ar",)),
-            "ar-greedy": Sampler(partial(sampler, greedy=True), ("ar",))}
+            "ar-greedy": Sampler(partial(sampler, greedy=True), ("ar",), chance=False)}

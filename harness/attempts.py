@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from fmlm import Model, interpolate, token_times
-from harness.measure import BATCH, check_tokens, passes_used
+from harness.measure import BATCH, check_tokens
+from harness.samplers import Drawn, Sampler
 from harness.tasks import Task
 
 
@@ -67,12 +68,36 @@ def judge_by_halves(model: Model, tokens: Tensor, known: Tensor, noise: float = 
                for asked, time in zip(halves, times))
 
 
-class Judge(NamedTuple):
-    """Who decides whether a finished draft is believed, and from which probability on."""
+class View(NamedTuple):
+    """A symmetry of each of n sequences, under which a language is the same: where each token of
+    the view stands, (n, L), and what each word is called there, (n, V)."""
 
-    score: Callable[..., Tensor]  # (model, tokens, known, generator=) -> (B,) log-probabilities
+    places: Tensor
+    words: Tensor
+
+    def of(self, given: Tensor) -> Tensor:
+        """Sequences (n, L), -1 where unknown, seen so."""
+        named = self.words.gather(1, given.clamp(min=0))
+        return torch.where(given < 0, given, named).gather(1, self.places)
+
+    def back(self, drawn: Drawn) -> Drawn:
+        """What was drawn in the view, as it is without."""
+        places, words = self.places.argsort(1), self.words.argsort(1)
+        home = lambda values: values.gather(1, places[:len(values)])
+        named = lambda tokens: home(words[:len(tokens)].gather(1, tokens))
+        trace = [type(each)(named(each.draft), *map(home, each[1:])) for each in drawn.trace]
+        return Drawn(named(drawn.tokens), home(drawn.sure), drawn.passes, trace)
+
+
+class Judge(NamedTuple):
+    """Who decides whether a finished draft is believed, and from which probability on; and how
+    what is not believed is seen when it is drawn anew (`Task.views`)."""
+
+    # (model, tokens, known, generator=) -> (B,) log-probabilities; None: the sum as committed
+    score: Callable[..., Tensor] | None
     passes: int = 1
     believe: float = 0.9
+    views: Callable | None = None
 
 
 JUDGES = {"fmlm+": Judge(judge), "mdm": Judge(judge_by_halves, 2),
@@ -87,8 +112,8 @@ def judge_for(objective: str, task: Task) -> Judge:
                          f"{' or '.join(JUDGES)}, or leave --attempts out")
     if task.by_halves:
         noise = float(objective == "fmlm+")
-        return Judge(partial(judge_by_halves, noise=noise), 2, task.by_halves)
-    return JUDGES[objective]
+        return Judge(partial(judge_by_halves, noise=noise), 2, task.by_halves, task.views)
+    return JUDGES[objective]._replace(views=task.views)
 
 
 def judge_by_rules(task: Task) -> Judge:
@@ -100,13 +125,33 @@ def judge_by_rules(task: Task) -> Judge:
             raise ValueError(f"{task.name} has no rules to check: leave --check-rules out")
         return right.float().log()
 
-    return Judge(by_rules, passes=0)
+    return Judge(by_rules, passes=0, views=task.views)
+
+
+def in_batches(score: Callable[..., Tensor], model: Model, tokens: Tensor, known: Tensor,
+               generator: Generator | None) -> Tensor:
+    return torch.cat([score(model, *part, generator=generator)
+                      for part in zip(tokens.split(BATCH), known.split(BATCH))])
+
+
+def attempt(sampler: Sampler, model: Model, given: Tensor, known: Tensor, nfe: int, judge: Judge,
+            generator: Generator | None, first: bool) -> tuple[Drawn, Tensor]:
+    """Complete `given` (n, L), but for the first time in another view, if there are any; and the
+    judge's scores of all but the `known`, (n,)."""
+    view = None if first or not judge.views else View(*judge.views(len(given), generator,
+                                                                   given.device))
+    if view:
+        given, known = view.of(given), known.gather(1, view.places)
+    drawn = sampler.complete(model, given, nfe, generator)
+    scores = (drawn.sure.log().sum(1) if judge.score is None else
+              in_batches(judge.score, model, drawn.tokens, known, generator))
+    return view.back(drawn) if view else drawn, scores
 
 
 class Answer(NamedTuple):
     """What `attempts` ends with, n sequences each: the surest attempt, whether it is believed, the
     passes and the attempts that it took. And what it went through, a tuple an attempt: which
-    sequences were tried, (m,); their scores, (m,); the trace of each batch of them."""
+    sequences were tried, (m,); their scores, (m,); the trace of the first batch of them."""
 
     tokens: Tensor
     believed: Tensor
@@ -115,11 +160,11 @@ class Answer(NamedTuple):
     trace: list
 
 
-def attempts(sampler, model: Model, given: Tensor, nfe: int, most: int, judge: Judge,
+def attempts(sampler: Sampler, model: Model, given: Tensor, nfe: int, most: int, judge: Judge,
              generator: Generator | None = None) -> Answer:
-    """Complete `given` (n, L), -1 where unknown, by a `sample.Sampler`; judge; what is not believed
-    is completed anew, from fresh noise, at most `most` times (ours). The surest attempt is kept, a
-    failed one otherwise forgotten.
+    """Complete `given` (n, L), -1 where unknown, by a `Sampler`; judge; what is not believed is
+    completed anew, from fresh noise and in another view, at most `most` times (ours). The surest
+    attempt is kept, a failed one otherwise forgotten.
 
     The first attempt is `Sampler.complete` bit for bit, for judging comes after it. Later ones take
     what is left, so a sequence that is believed costs nothing more. The judge's passes count.
@@ -134,15 +179,12 @@ def attempts(sampler, model: Model, given: Tensor, nfe: int, most: int, judge: J
     best = torch.full_like(left, -torch.inf, dtype=torch.float32)
     passes, tried = torch.zeros_like(left), torch.zeros_like(left)
     while len(left) and len(trace) < most:
-        parts, traces = given[left].split(BATCH), []
-        drawn = sampler.complete(model, given[left], nfe, generator, traces)
-        scores = torch.cat([judge.score(model, draft, part >= 0, generator=generator)
-                            for draft, part in zip(drawn.split(BATCH), parts)])
-        used = torch.cat([passes_used(part >= 0, each) for part, each in zip(parts, traces)])
-        passes[left] += used + judge.passes * (used > 0)
+        asked = given[left]
+        drawn, scores = attempt(sampler, model, asked, asked >= 0, nfe, judge, generator, not trace)
+        passes[left] += drawn.passes + judge.passes * (drawn.passes > 0)
         tried[left] += 1
-        trace.append((left, scores, traces))
+        trace.append((left, scores, drawn.trace))
         surer = ~(scores < best[left])
-        tokens[left[surer]], best[left[surer]] = drawn[surer], scores[surer]
+        tokens[left[surer]], best[left[surer]] = drawn.tokens[surer], scores[surer]
         left = left[~(scores.exp() >= judge.believe)]
     return Answer(tokens, best.exp() >= judge.believe, passes, tried, trace)

@@ -73,8 +73,8 @@ def complete(model: Denoiser, sampler: Sampler, given: Tensor, nfe: int, generat
     """Complete `given` (n, L), in at most so many attempts, so judged, if there are `tries`.
     Returns sequences (n, L), which are believed, (n,) bool or None, and the passes they took."""
     if not tries:
-        tokens, passes = sampler.measured(model, given, nfe, generator)
-        return tokens, None, {"passes": passes}
+        drawn = sampler.complete(model, given, nfe, generator)
+        return drawn.tokens, None, {"passes": round(float(drawn.passes.float().mean()), 2)}
     answer = attempts(sampler, model, given, nfe, *tries, generator)
     row = {"attempts": tries[0], "passes": round(float(answer.passes.float().mean()), 2),
            "most_passes": int(answer.passes.max()),

@@ -15,6 +15,17 @@ from harness.checkpoints import BASELINES
 from harness.measure import BATCH, passes_used
 
 
+class Drawn(NamedTuple):
+    """What a sampler drew: tokens (n, L), how sure it was of each when it last said so, 1 of what
+    was given, (n, L), and the passes of each sequence, (n,). And the `sample.Pass`es of the first
+    batch: those of all would fill the memory."""
+
+    tokens: Tensor
+    sure: Tensor
+    passes: Tensor
+    trace: list
+
+
 class Sampler(NamedTuple):
     """A sampler of the command lines, (model, tokens, known, nfe), and the objectives it suits."""
 
@@ -22,26 +33,18 @@ class Sampler(NamedTuple):
     objectives: tuple[str, ...]
     chance: bool = True  # whether another attempt draws anything else
 
-    def complete(self, model: Model, given: Tensor, nfe: int, generator: Generator | None = None,
-                 traces: list | None = None) -> Tensor:
-        """Complete `given` (n, L), -1 where unknown, BATCH at a time; appends the trace of each
-        batch to `traces`."""
+    def complete(self, model: Model, given: Tensor, nfe: int,
+                 generator: Generator | None = None) -> Drawn:
+        """Complete `given` (n, L), -1 where unknown, BATCH at a time."""
         done = []
         for part in given.split(BATCH):
-            trace = None if traces is None else []
-            done.append(self.run(model, part.clamp(min=0), part >= 0, nfe, generator=generator,
-                                 trace=trace))
-            if traces is not None:
-                traces.append(trace)
-        return torch.cat(done)
-
-    def measured(self, model: Model, given: Tensor, nfe: int,
-                 generator: Generator | None = None) -> tuple[Tensor, float]:
-        """The same, and how many passes a sequence took on average."""
-        traces: list = []
-        tokens = self.complete(model, given, nfe, generator, traces)
-        used = [passes_used(part >= 0, trace) for part, trace in zip(given.split(BATCH), traces)]
-        return tokens, round(float(torch.cat(used).float().mean()), 2)
+            known, trace = part >= 0, []
+            tokens = self.run(model, part.clamp(min=0), known, nfe, generator=generator,
+                              trace=trace)
+            sure = trace[-1].confidence if trace else torch.ones(part.shape, device=part.device)
+            done.append(Drawn(tokens, sure, passes_used(known, trace), [] if done else trace))
+        return Drawn(*(torch.cat([getattr(each, name) for each in done])
+                       for name in ("tokens", "sure", "passes")), done[0].trace)
 
 
 def samplers_for(objective: str) -> dict[str, Sampler]:
@@ -60,8 +63,8 @@ def choose_sampler(objective: str, name: str | None = None,
     suits = samplers_for(objective)
     name = next(iter(suits), "") if name is None else name
     if name not in suits:
-        every = [*import_module("sample").SAMPLERS,
-                 *(key for other in BASELINES for key in samplers_for(other))]
+        every = dict.fromkeys([*import_module("sample").SAMPLERS,
+                               *(key for other in BASELINES for key in samplers_for(other))])
         if name not in every:
             raise ValueError(f"unknown sampler {name!r}: choose from {', '.join(every)}")
         raise ValueError(f"the sampler {name!r} does not suit a model trained as {objective}: use "

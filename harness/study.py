@@ -20,9 +20,10 @@ from torch import Generator, Tensor
 
 from fmlm import Model, token_times
 from harness import commands
-from harness.attempts import judge, judge_by_halves, judge_for, log_probability
+from harness.attempts import (Judge, attempt, in_batches, judge, judge_by_halves, judge_for,
+                              log_probability)
 from harness.checkpoints import load_checkpoint, newest_checkpoint, task_of
-from harness.measure import BATCH, passes_used, share
+from harness.measure import share
 from harness.samplers import Sampler, choose_sampler
 from harness.speed import in_bf16
 from harness.tasks import Task
@@ -58,19 +59,14 @@ SCORES: dict[str, tuple[int, Score]] = {  # name -> passes, score
 }
 
 
-def in_batches(score: Score, model: Model, tokens: Tensor, known: Tensor,
-               generator: Generator) -> Tensor:
-    return torch.cat([score(model, *part, generator=generator)
-                      for part in zip(tokens.split(BATCH), known.split(BATCH))])
-
-
 def swapped(tokens: Tensor, known: Tensor, generator: Generator) -> Tensor:
     """Drafts (n, L) with two generated tokens that differ in each other's place."""
     pick = lambda among: torch.where(
         among, torch.rand(among.shape, generator=generator, device=among.device), -1.0
     ).argmax(1, keepdim=True)
     first = pick(~known)
-    second = pick(~known & (tokens != tokens.gather(1, first)))
+    others = ~known & (tokens != tokens.gather(1, first))
+    second = torch.where(others.any(1, keepdim=True), pick(others), first)  # none: it stays
     pair, back = torch.cat([first, second], 1), torch.cat([second, first], 1)
     return tokens.scatter(1, pair, tokens.gather(1, back))
 
@@ -92,20 +88,10 @@ def separation(score: Tensor, right: Tensor, spoiled: Tensor, believe: float) ->
             "low_right": number(good.sort().values[len(good) // 100]) if len(good) else None,
             "high_wrong": number(wrong.max()) if len(wrong) else None,
             "high_swapped": number(spoiled.max()) if len(spoiled) else None,
-            "right_believed": round(100 * float((good >= bound).float().mean()), 2),
+            "right_believed": (round(100 * float((good >= bound).float().mean()), 2)
+                               if len(good) else None),
             "wrong_believed": int((wrong >= bound).sum()),
             "swapped_believed": int((spoiled >= bound).sum())}
-
-
-def draft(model: Model, sampler: Sampler, given: Tensor, nfe: int,
-          generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """One attempt: tokens (n, L), how sure it was of each as it was committed, and passes (n,)."""
-    traces: list = []
-    tokens = sampler.complete(model, given, nfe, generator, traces)
-    sure = [trace[-1].confidence if trace else torch.ones_like(part, dtype=torch.float32)
-            for part, trace in zip(given.split(BATCH), traces)]
-    used = [passes_used(part >= 0, trace) for part, trace in zip(given.split(BATCH), traces)]
-    return tokens, torch.cat(sure), torch.cat(used)
 
 
 def scores(model: Model, sampler: Sampler, given: Tensor, right_of: Callable[[Tensor], Tensor],
@@ -113,7 +99,7 @@ def scores(model: Model, sampler: Sampler, given: Tensor, right_of: Callable[[Te
     """Every score of the same drafts, one attempt each."""
     fresh = lambda: Generator(given.device).manual_seed(seed)  # every score meets the same noise
     generator = fresh()
-    tokens, sure, _ = draft(model, sampler, given, nfe, generator)
+    tokens, sure, *_ = sampler.complete(model, given, nfe, generator)
     right, known = right_of(tokens), given >= 0
     spoiled = swapped(tokens[right], known[right], generator)
     own = sure.log().sum(1)
@@ -132,29 +118,27 @@ def scores(model: Model, sampler: Sampler, given: Tensor, right_of: Callable[[Te
 
 
 def climb(model: Model, sampler: Sampler, given: Tensor, right_of: Callable[[Tensor], Tensor],
-          nfe: int, most: int, score: Score | None, cost: int, believe: float, seed: int,
-          keep: Keep | None = None) -> list[dict]:
-    """`harness.attempts`, with a row for 1, 2, 4, ... attempts. No score: the sum as committed.
-    `keep`: what of a failed attempt is context for the next one, or None."""
+          nfe: int, most: int, judge: Judge, seed: int, keep: Keep | None = None) -> list[dict]:
+    """`harness.attempts`, with a row for 1, 2, 4, ... attempts. `keep`: what of a failed attempt is
+    context for the next one, or None."""
     generator, n = Generator(given.device).manual_seed(seed), len(given)
     kept, best = given.clone(), torch.full((n,), -torch.inf)
     context, before, passes = given.clone(), None, torch.zeros(n, dtype=torch.int64)
     left, rows = torch.arange(n), []
-    for attempt in range(1, most + 1):
-        tokens, sure, used = draft(model, sampler, context[left], nfe, generator)
+    for tried in range(1, most + 1):
         known = given[left] >= 0
-        scores = (sure.log().sum(1) if score is None else
-                  in_batches(score, model, tokens, known, generator))
-        passes[left] += used + cost
+        (tokens, sure, used, _), scores = attempt(sampler, model, context[left], known, nfe, judge,
+                                                  generator, tried == 1)
+        passes[left] += used + judge.passes * (used > 0)
         surer = ~(scores < best[left])
         kept[left[surer]], best[left[surer]] = tokens[surer], scores[surer]
-        unsure = ~(scores.exp() >= believe)
+        unsure = ~(scores.exp() >= judge.believe)
         stays = (keep(tokens, sure, before, ~known) if keep else known)[unsure]
         left, before = left[unsure], tokens[unsure]
         context[left] = torch.where(stays, before, given[left])
-        if attempt & (attempt - 1) == 0 or attempt == most or not len(left):
-            right, believed = right_of(kept), best.exp() >= believe
-            rows.append({"attempts": attempt, "n": n, **share(right),
+        if tried & (tried - 1) == 0 or tried == most or not len(left):
+            right, believed = right_of(kept), best.exp() >= judge.believe
+            rows.append({"attempts": tried, "n": n, **share(right),
                          "nfe": round(float(passes.float().mean()), 3), "most": int(passes.max()),
                          "unsure": n - int(believed.sum()),
                          "believed_and_wrong": int((believed & ~right).sum())})
@@ -201,17 +185,17 @@ def measure(model: Model, task: Task, objective: str, given: Tensor,
     sampler, foil = (choose_sampler(objective, each, threshold)[1] for each, threshold in (
         ("posterior", options.threshold), (name, None)))
     run = partial(climb, model, given=given, right_of=right_of, nfe=options.nfe,
-                  most=options.attempts, believe=judged.believe, seed=options.seed)
+                  most=options.attempts, seed=options.seed)
     result = {"scores": scores(model, sampler, given, right_of, options.nfe, options.seed,
                                judged.believe)}
-    by_judge = dict(score=judged.score, cost=judged.passes)
-    result["kept"] = {"nothing": run(sampler=sampler, **by_judge)}
-    result["kept"] |= {what: run(sampler=sampler, **by_judge, keep=of)
+    own = judged._replace(score=None, passes=0)
+    result["kept"] = {"nothing": run(sampler=sampler, judge=judged)}
+    result["kept"] |= {what: run(sampler=sampler, judge=judged, keep=of)
                        for what, of in keep.items()}
     result["systems"] = {"posterior, judge": result["kept"]["nothing"],
-                         "posterior, as committed": run(sampler=sampler, score=None, cost=0),
-                         f"{name}, judge": run(sampler=foil, **by_judge),
-                         f"{name}, as committed": run(sampler=foil, score=None, cost=0)}
+                         "posterior, as committed": run(sampler=sampler, judge=own),
+                         f"{name}, judge": run(sampler=foil, judge=judged),
+                         f"{name}, as committed": run(sampler=foil, judge=own)}
     return result
 
 
@@ -222,8 +206,8 @@ def report(options: argparse.Namespace, sets_of: Callable[[str, dict, Task], dic
     path = str(options.checkpoint or newest_checkpoint())
     model, info = load_checkpoint(path)
     task = task_of(info)
-    sets = sets_of(path, info, task)
     choose_sampler(info["objective"], "posterior")  # a ValueError for all but an FMLM+
+    sets = sets_of(path, info, task)
     with in_bf16(options.bf16, torch.device("cpu")):
         found = {name: measure(model, task, info["objective"], *each, options, keep)
                  for name, each in sets.items()}

@@ -33,6 +33,7 @@ class Task:
     own: dict = {}  # its own options of train.py: name -> (default, largest, help)
     without_context: dict = {}  # what these are for an flm or fmlm: it needs no prompt
     state: dict = {}  # plain data that a checkpoint keeps to rebuild the task
+    views: Callable | None = None  # (n, generator, device) -> symmetries: `attempts.View`, or None
     recipe: Callable | None = None  # (Batch, model, Draws) -> Batch: its addition to the paper's
     by_halves: float | None = None  # believe by delta_{0,0} from this on, an FMLM+ too
     attempts: int | None = None  # sample.py's at what is given, where the model can judge

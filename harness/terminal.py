@@ -70,22 +70,21 @@ def trace(task: Task, given: Tensor, records: list) -> str:
 
 
 def trace_of_attempts(task: Task, given: Tensor, answer) -> str:
-    """The attempts at the first sequence, from a `Answer`: the passes of the one that is
+    """The attempts at the first sequence, from an `Answer`: the passes of the one that is
     kept, and a line for every one that was given up."""
-    tries = [(float(scores[0].exp()), traces[0])
-             for _, scores, traces in answer.trace[:int(answer.tried[0])]]
+    tries = [(float(scores[0]), trace) for _, scores, trace in answer.trace[:int(answer.tried[0])]]
     kept, lines = max(range(len(tries)), key=lambda i: (tries[i][0], i)), []
-    for i, (probability, passes) in enumerate(tries):
+    for i, (score, passes) in enumerate(tries):
         fate = "given up" if i != kept else "believed" if answer.believed[0] else "not sure, kept"
         draft = task.line(passes[-1].draft[0]) if passes else ""
-        lines.append(f"attempt {i + 1}: probability {probability:.3g}, {fate}"
+        lines.append(f"attempt {i + 1}: probability {math.exp(score):.3g}, {fate}"
                      + (f"\n\n{trace(task, given, passes)}" if i == kept else f": {draft}"))
     return "\n".join(lines)
 
 
 def verdicts(task: Task, given: Tensor, tokens: Tensor, right: Tensor | None, solving: bool,
              answer=None, by_rules: bool = False) -> str:
-    """Every sequence with what there is to say of it; of a `Answer`, if it is believed."""
+    """Every sequence with what there is to say of it; of an `Answer`, if it is believed."""
     lines = []
     for i in range(len(tokens)):
         good = right is not None and bool(right[i])
@@ -97,7 +96,7 @@ def verdicts(task: Task, given: Tensor, tokens: Tensor, right: Tensor | None, so
 
 
 def trust(answer, i: int, by_rules: bool) -> str:
-    """Whether sequence i of a `Answer` is believed, in words."""
+    """Whether sequence i of an `Answer` is believed, in words."""
     word = ("believed" if answer.believed[i] else "not sure") + " by the rules" * by_rules
     tried = int(answer.tried[i])
     return f"{word} after {tried} attempt{'s' * (tried > 1)}"

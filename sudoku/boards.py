@@ -350,33 +350,39 @@ def make_puzzles(shape: Shape, boards: Tensor, clues: int | str, seed: int) -> T
 
 # ---- symmetry and the split
 
+def symmetries(shape: Shape, n: int, generator: torch.Generator | None = None,
+               device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """n random symmetries of boards: the cell that each cell is taken from, (n, L), and the new
+    name of each digit, (n, size). Rows are shuffled within bands and bands as wholes, columns
+    within stacks and stacks, and half of the boards transposed where boxes are square."""
+    size = shape.size
+
+    def shuffles(*counts: int) -> Tensor:  # uniform permutations: argsort of uniforms
+        return torch.rand(n, *counts, generator=generator, device=device).argsort(dim=-1)
+
+    def lines(group: int) -> Tensor:  # an order of the rows that keeps bands of `group` together
+        order = shuffles(size // group).unsqueeze(-1) * group + shuffles(size // group, group)
+        return order.reshape(n, size)
+
+    digits = shuffles(size)
+    cells = lines(shape.box_rows).unsqueeze(2) * size + lines(shape.box_cols).unsqueeze(1)
+    if shape.box_rows == shape.box_cols:
+        flip = torch.rand(n, 1, 1, generator=generator, device=device) < 0.5
+        cells = torch.where(flip, cells.transpose(1, 2), cells)
+    return cells.reshape(n, shape.cells), digits
+
+
 def augment(shape: Shape, boards: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """A random symmetric copy of each board, (B, L) -> (B, L): new names for the digits, rows
-    shuffled within bands and bands as wholes, columns within stacks and stacks, and half of the
-    boards transposed where boxes are square.
+    """A random symmetric copy of each board, (B, L) -> (B, L), by `symmetries`.
 
     Each board gets its own symmetry. A cell marked by adding `size` to its digit is marked in the
     copy. No loop over the batch and no wait for the GPU, so the values are not looked at: solved
     boards only, no -1. ValueError for another shape or dtype.
     """
     _check_boards(shape, boards)
-    batch, size, device = len(boards), shape.size, boards.device
-
-    def shuffles(*counts: int) -> Tensor:  # uniform permutations: argsort of uniforms
-        return torch.rand(batch, *counts, generator=generator, device=device).argsort(dim=-1)
-
-    def lines(group: int) -> Tensor:  # an order of the rows that keeps bands of `group` together
-        order = shuffles(size // group).unsqueeze(-1) * group + shuffles(size // group, group)
-        return order.reshape(batch, size)
-
-    digits = boards % size
-    grid = (shuffles(size).gather(1, digits) + boards - digits).reshape(batch, size, size)
-    grid = grid.gather(1, lines(shape.box_rows).unsqueeze(2).expand_as(grid))
-    grid = grid.gather(2, lines(shape.box_cols).unsqueeze(1).expand_as(grid))
-    if shape.box_rows == shape.box_cols:
-        flip = torch.rand(batch, 1, 1, generator=generator, device=device) < 0.5
-        grid = torch.where(flip, grid.transpose(1, 2), grid)
-    return grid.reshape(batch, shape.cells)
+    cells, digits = symmetries(shape, len(boards), generator, boards.device)
+    plain = boards % shape.size
+    return (digits.gather(1, plain) + boards - plain).gather(1, cells)
 
 
 def _mix(values: Tensor) -> Tensor:

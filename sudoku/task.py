@@ -78,6 +78,10 @@ class Sudoku(Task):
 
         return draw
 
+    def views(self, n: int, generator: Generator | None,
+              device: torch.device) -> tuple[Tensor, Tensor]:
+        return rules.symmetries(self.shape, n, generator, device)
+
     def held_out(self, n: int) -> Tensor:
         return rules.load_boards(self.shape, "test", n)
 

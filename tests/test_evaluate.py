@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from harness import evaluation
 from harness.measure import interval, likelihood_bound, posterior, share
 from harness.tasks import load_task
 from sample import SAMPLERS
@@ -132,12 +133,11 @@ def test_one_jump_of_the_exact_model_draws_only_valid_boards():
 def test_boards_are_drawn_in_batches_of_100_and_clues_stay():
     given = torch.full((201, 16), -1)
     given[:, 5] = torch.arange(201) % 4
-    model, traces = uniform(), []
-    boards = SAMPLERS["posterior"].complete(model, given, 2, seeded(), traces)
+    model = uniform()
+    boards, _, passes, trace = SAMPLERS["posterior"].complete(model, given, 2, seeded())
     assert boards.shape == (201, 16) and boards[:, 5].equal(given[:, 5])
     assert [len(x) for x, _, _ in model.calls] == [100, 100, 100, 100, 1, 1]
-    sizes = [[len(record.draft) for record in trace] for trace in traces]
-    assert sizes == [[100, 100], [100, 100], [1, 1]]
+    assert passes.tolist() == [2] * 201 and [len(record.draft) for record in trace] == [100, 100]
     assert all((s[:, 5] == 1).all() for _, s, _ in model.calls)
     assert not model.calls[0][1][:, :5].any()
 
@@ -161,10 +161,10 @@ def test_the_mean_passes_are_those_that_each_board_took():
     given = torch.full((104, 16), -1)
     given[:, 0] = torch.arange(104) % 4
     given[given[:, 0] == 3] = 3
-    boards, passes = POSTERIOR.measured(Sure(), given, 4, seeded())
-    assert passes == 2.0 and boards.equal(given.clamp(min=0))
-    some = POSTERIOR.measured(Sure(), given[:3], 4, seeded())[1]
-    assert some == 2.67  # (1 + 4 + 3) / 3
+    mean = lambda given: evaluation.complete(Sure(), POSTERIOR, given, 4, seeded(), None)
+    boards, _, passes = mean(given)
+    assert passes == {"passes": 2.0} and boards.equal(given.clamp(min=0))
+    assert mean(given[:3])[2] == {"passes": 2.67}  # (1 + 4 + 3) / 3
 
 
 def test_a_board_that_is_sure_at_once_takes_one_pass_of_many():

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 
 import sample
 from harness import study, terminal
-from harness.attempts import (JUDGES, Judge, attempts, judge, judge_by_halves, judge_by_rules,
-                              judge_for)
-from harness.samplers import Sampler
+from harness.attempts import (JUDGES, Judge, View, attempts, judge, judge_by_halves,
+                              judge_by_rules, judge_for)
+from harness.samplers import Drawn, Sampler
 from harness.tasks import load_task
 from sample import SAMPLERS, Pass
 from sudoku import boards as sudoku
@@ -192,6 +192,59 @@ def test_what_is_believed_costs_nothing_more_while_others_go_on():
     assert answer.tokens.tolist() == [[0, 0, 0, 1], [0, 0, 0, 0], [0, 1, 0, 1]]
 
 
+def test_every_attempt_but_the_first_sees_a_board_under_a_symmetry_and_answers_without():
+    """A board of which half is given, and a sampler that puts the digits of a valid board that it
+    is told beside what it sees: whatever the view, the answer has the clues in their cells."""
+    task, seen, judged = load_task("sudoku4"), [], []
+    solution = torch.tensor(task.parse(SOLUTION))
+    given = torch.where(torch.arange(16) % 3 == 0, -1, solution).expand(120, 16)
+
+    def run(model, tokens, known, nfe, generator=None, trace=None):
+        seen.append(torch.where(known, tokens, -1))
+        boards = sudoku.all_boards(FOUR)
+        fits = ((boards == tokens[:, None]) | ~known[:, None]).all(-1)
+        assert fits.any(1).all()  # a view of a board is one
+        drawn = boards[fits.int().argmax(1)]
+        trace.append(Pass(drawn, torch.arange(16.0).expand_as(drawn), ~known, nothing(tokens)))
+        return drawn
+
+    def score(model, tokens, known, generator=None):
+        judged.append(tokens.where(known, -1))
+        return torch.full((len(tokens),), -9.0)
+
+    answer = attempts(Sampler(run, ("x",)), None, given, 1, 2, Judge(score, views=task.views),
+                      seeded(11))
+    assert torch.cat(seen[:2]).equal(given) and torch.cat(judged).equal(torch.cat(seen))
+    turned = torch.cat(seen[2:])
+    assert len(turned.unique(dim=0)) > 60 and ((turned < 0).sum(1) == 6).all()
+    assert answer.tokens.where(given >= 0, -1).equal(given)
+    assert sudoku.valid(FOUR, answer.tokens).all()
+    _, (_, _, trace) = answer.trace
+    assert trace[0].draft.equal(answer.tokens[:100]) and trace[0].committed.equal(given[:100] < 0)
+    assert trace[0].confidence.sort(1).values.equal(torch.arange(16.0).expand(100, 16))
+
+
+def test_what_is_seen_in_a_view_comes_back_token_for_token():
+    """Two sequences of three places and three words, by hand: the view's first token stands third,
+    and the word 0 is called 2."""
+    view = View(torch.tensor([[2, 0, 1], [0, 1, 2]]), torch.tensor([[2, 0, 1], [0, 1, 2]]))
+    given = torch.tensor([[0, -1, 1], [2, -1, 0]])
+    assert view.of(given).tolist() == [[0, 2, -1], [2, -1, 0]]
+    full = torch.tensor([[0, 2, 1], [2, 1, 0]])
+    assert view.of(full).tolist() == [[0, 2, 1], [2, 1, 0]]
+    sure = torch.tensor([[0.1, 0.2, 0.3]] * 2)
+    back = view.back(Drawn(view.of(full), sure, torch.ones(2), []))
+    assert back.tokens.equal(full)
+    assert back.sure.equal(torch.tensor([[0.2, 0.3, 0.1], [0.1, 0.2, 0.3]]))
+
+
+def test_only_a_task_that_says_so_has_views():
+    stories = load_task("stories")
+    assert stories.views is None and judge_for("fmlm+", stories).views is None
+    for judged in judge_for("mdm", load_task("sudoku4")), judge_by_rules(load_task("sudoku4")):
+        assert judged.views is not None
+
+
 def test_unsure_to_the_end_the_surest_attempt_is_kept_not_the_last():
     answer = Dice(0, 1, 2, belief=[0.1, 0.3, 0.2]).tried(UNKNOWN, 3)
     assert answer.tokens.tolist() == [[1] * 4] * 3 and not answer.believed.any()
@@ -211,14 +264,14 @@ def test_a_draft_is_believed_from_the_bound_on(believe, believed):
 def test_the_first_attempt_is_what_the_sampler_draws_bit_for_bit_over_several_batches():
     given = torch.full((150, 16), -1)
     once = attempts(POSTERIOR, BOARDS_MODEL, given, 3, 1, JUDGE, seeded(9))
-    assert once.tokens.equal(POSTERIOR.complete(BOARDS_MODEL, given, 3, seeded(9)))
+    assert once.tokens.equal(POSTERIOR.complete(BOARDS_MODEL, given, 3, seeded(9)).tokens)
 
 
 def test_another_attempt_has_fresh_noise():
     given = torch.full((30, 16), -1)
     never = Judge(lambda model, tokens, known, generator: torch.full((len(tokens),), -9.0))
     answer = attempts(POSTERIOR, BOARDS_MODEL, given, 1, 2, never, seeded(10))
-    first, second = (traces[0][-1].draft for _, _, traces in answer.trace)
+    first, second = (trace[-1].draft for _, _, trace in answer.trace)
     assert (first != second).any(1).float().mean() > 0.9
     assert answer.tokens.equal(second)  # of equal scores the later one
 
@@ -391,8 +444,7 @@ def test_the_climb_that_keeps_nothing_is_attempts():
     given = torch.full((40, 16), -1)
     at = JUDGE._replace(score=partial(judge, s=0.55), believe=0.9)
     answer = attempts(POSTERIOR, BOARDS_MODEL, given, 1, 4, at, seeded(3))
-    rows = study.climb(BOARDS_MODEL, POSTERIOR, given, partial(sudoku.valid, FOUR), 1, 4, at.score,
-                       1, at.believe, seed=3)
+    rows = study.climb(BOARDS_MODEL, POSTERIOR, given, partial(sudoku.valid, FOUR), 1, 4, at, seed=3)
     assert 0 < answer.believed.sum() < 40
     assert rows[-1]["unsure"] == int((~answer.believed).sum())
     assert rows[-1]["nfe"] == pytest.approx(float(answer.passes.float().mean()), abs=1e-3)

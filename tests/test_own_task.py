@@ -125,7 +125,7 @@ def test_a_task_of_forty_lines_is_learned_and_sampled_with_posterior_refinement(
     task = checkpoints.task_of(info)
     given = torch.full((200, LENGTH), -1)
     _, sampler = sample.choose_sampler("fmlm+", "posterior")
-    tokens = sampler.complete(model, given, 4, torch.Generator().manual_seed(0))
+    tokens = sampler.complete(model, given, 4, torch.Generator().manual_seed(0)).tokens
     right = task.judge(tokens, given)
     assert right.sum() >= 80
     assert len({tuple(word) for word in tokens[right].tolist()}) >= 40
@@ -139,7 +139,7 @@ def test_a_task_of_your_own_completes_what_is_given(trained):
     task = checkpoints.task_of(info)
     given = torch.tensor([word[:6] + (-1,) * 6 for word in BALANCED])
     _, sampler = sample.choose_sampler("fmlm+")
-    tokens = sampler.complete(model, given, 4, torch.Generator().manual_seed(0))
+    tokens = sampler.complete(model, given, 4, torch.Generator().manual_seed(0)).tokens
     assert tokens[:, :6].equal(given[:, :6])
     base = by_marginals(6)
     deviation = (base * (1 - base) / len(given)) ** 0.5

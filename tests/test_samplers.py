@@ -15,6 +15,7 @@ import sample
 from baselines import mlfm
 from baselines.mlfm import token_promotion
 from fmlm import decoding_time
+from harness import evaluation
 from harness.checkpoints import OBJECTIVES
 from sample import (Draft, Pass, a_priori_confidence, block_diffusion, choose_sampler,
                     flow_map_sampler, mdm_ancestral, mdm_confidence, posterior_refinement, refine,
@@ -541,9 +542,11 @@ def test_an_infinite_threshold_commits_the_uniform_budget_alone_however_sure_the
     assert [record.committed.sum(1).tolist() for record in trace] == [[n] * 3 for n in committed]
     _, uniform = choose_sampler("fmlm+", "posterior-reopened" if reopen else None, math.inf)
     given = torch.full((3, 5), -1)
-    assert uniform.measured(Scripted([[1.0, 0.0]] * 5), given, rounds, seeded())[1] == rounds
+    drawn = uniform.complete(Scripted([[1.0, 0.0]] * 5), given, rounds, seeded())
+    assert drawn.passes.tolist() == [rounds] * 3
     _, sure = choose_sampler("fmlm+", "posterior-reopened" if reopen else None, 1)
-    assert sure.measured(Scripted([[1.0, 0.0]] * 5), given, rounds, seeded())[1] == 1
+    drawn = sure.complete(Scripted([[1.0, 0.0]] * 5), given, rounds, seeded())
+    assert drawn.passes.tolist() == [1] * 3
 
 
 @pytest.mark.parametrize("rounds, flow_steps, sure, unsure",
@@ -1051,21 +1054,23 @@ def test_an_unknown_objective_has_no_sampler_and_that_is_said(objective):
             choose_sampler(objective, name)
 
 
-def test_many_sequences_are_completed_100_at_a_time_in_order_with_a_trace_a_batch():
+def test_many_sequences_are_completed_100_at_a_time_in_order_with_the_trace_of_the_first_100():
     """250 rows, a digit of each given: batches of 100, 100 and 50 from one generator."""
     given = torch.full((250, 5), -1)
     given[:, 0] = torch.arange(250) % 3
-    model, traces = Scripted(), []
-    done = SAMPLERS["posterior"].complete(model, given, 2, seeded(), traces)
+    model = Scripted()
+    done, sure, passes, trace = SAMPLERS["posterior"].complete(model, given, 2, seeded())
     assert done[:, 0].equal(given[:, 0]) and done[:, 1:].tolist() == [BEST[1:]] * 250
-    assert [len(x) for x, *_ in model.calls] == [100, 100, 100, 100, 50, 50] and len(traces) == 3
-    assert [len(trace) for trace in traces] == [2] * 3 and len(traces[2][0].draft) == 50
-    alone = SAMPLERS["posterior"].complete(Scripted(), given, 2, seeded())
-    assert alone.equal(done)
+    assert [len(x) for x, *_ in model.calls] == [100, 100, 100, 100, 50, 50]
+    assert passes.tolist() == [2] * 250 and len(trace) == 2 and len(trace[0].draft) == 100
+    assert sure.shape == given.shape and sure[:100].equal(trace[1].confidence)
+    assert (sure[:, 0] == 1).all() and (sure[:, 1:] < 1).all()
 
 
 def test_the_passes_of_a_sequence_are_counted_until_nothing_is_left_of_it():
     """Rows with 5, 1 and 0 unknown tokens over 3 rounds take 3, 1 and 0 passes: 4/3, rounded."""
     given = torch.tensor([[-1] * 5, [0, 2, -1, 1, 0], [0, 2, 1, 1, 0]])
-    tokens, passes = SAMPLERS["posterior"].measured(Scripted(), given, 3, seeded())
-    assert tokens.tolist() == [BEST, BEST, [0, 2, 1, 1, 0]] and passes == 1.33
+    tokens, _, passes, _ = SAMPLERS["posterior"].complete(Scripted(), given, 3, seeded())
+    assert tokens.tolist() == [BEST, BEST, [0, 2, 1, 1, 0]] and passes.tolist() == [3, 1, 0]
+    assert evaluation.complete(Scripted(), SAMPLERS["posterior"], given, 3, seeded(), None)[2] == {
+        "passes": 1.33}
