@@ -443,6 +443,13 @@ def token_mean(values: Tensor, chosen: Tensor) -> Tensor:
     return (values * chosen).sum() / chosen.sum().clamp(min=1)
 
 
+def one_hot(tokens: Tensor, words: int) -> Tensor:
+    """Tokens (B, L) as vectors (B, L, V) of 0 and 1, in single precision; without the integers of
+    F.one_hot, which at V of a thousand take longer than a layer."""
+    empty = torch.zeros(*tokens.shape, words, device=tokens.device)
+    return empty.scatter_(-1, tokens[..., None], 1.0)
+
+
 def sequence_means(values: Tensor, chosen: Tensor) -> Tensor:
     """Mean of values (B, L) over the chosen tokens of each sequence, (B,); 0 for none."""
     return (values * chosen).sum(1) / chosen.sum(1).clamp(min=1)

@@ -22,10 +22,9 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from fmlm import Model, flow_map, inverse_decoding_time, token_times
+from fmlm import Model, flow_map, inverse_decoding_time, one_hot, token_times
 from harness import commands, speed, terminal
 from harness.attempts import JUDGES, attempts, judge_by_rules, judge_for
 from harness.checkpoints import completes, load_checkpoint, newest_checkpoint, task_of
@@ -89,7 +88,7 @@ def refine(model: Model, tokens: Tensor, known: Tensor, rounds: int, how: Draft,
     for rounds_left in range(rounds, 0, -1):
         if known.all():
             break
-        x1 = F.one_hot(tokens.where(known, 0), model.vocab_size).float()
+        x1 = one_hot(tokens.where(known, 0), model.vocab_size)
         if how.fresh or x0 is None:
             x0 = torch.randn(x1.shape, generator=generator, device=x1.device) * how.noise
         x = torch.where(known[..., None], x1, x0)
@@ -111,10 +110,14 @@ def drafts(model: Model, x: Tensor, known: Tensor, how: Draft,
            generator: Generator | None) -> Iterator[tuple[Tensor, Tensor]]:
     """The draft after every network pass from x (B, L, V): tokens and how sure they are, (B, L)."""
     asked = ~known.all(1)  # a finished sequence costs no more passes
+    every = bool(asked.all())
     for start, end in zip(how.times, how.times[1:]):
         s, t = (token_times(torch.full_like(x[:, 0, 0], time), known) for time in (start, end))
-        delta = torch.ones_like(x)  # of a finished sequence, which is not read
-        delta[asked] = model(x[asked], s[asked], t[asked]).exp()
+        if every:
+            delta = model(x, s, t).exp()
+        else:
+            delta = torch.ones_like(x)  # of a finished sequence, which is not read
+            delta[asked] = model(x[asked], s[asked], t[asked]).exp()
         x = how.move(x, delta, s, t)
         if how.temperature != 1:
             delta = (delta.log() / how.temperature).softmax(-1)
@@ -302,7 +305,7 @@ def main(arguments: list[str] | None = None) -> int:
     lines = [options.puzzle or ""]
     if options.puzzles is not None:
         lines = terminal.lines_of(options.puzzles)
-    path = options.checkpoint or newest_checkpoint(name_of(lines))
+    path = options.checkpoint or newest_checkpoint(*filter(None, [name_of(lines)]))
     model, info = load_checkpoint(path, options.device, options.compile)
     name, sampler = choose_sampler(info["objective"], options.sampler, options.threshold)
     task, errors = task_of(info), []

@@ -24,7 +24,6 @@ from functools import partial
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 import fmlm
@@ -171,7 +170,8 @@ class Run:
         self.network = prepare(self.model) if options.compile else self.model
         self.mdm, self.teacher = runs.teach(self, prepare if options.compile else lambda net: net)
         if world > 1:
-            self.network = nn.parallel.DistributedDataParallel(self.network)
+            self.network = nn.parallel.DistributedDataParallel(self.network,
+                                                               broadcast_buffers=False)
 
     def halve(self, s: Tensor, t: Tensor) -> Tensor:
         """Where a jump from s to t is halved."""
@@ -202,7 +202,7 @@ class Run:
     def loss(self, model: fmlm.Model, drawn: tuple[Tensor, Tensor | None]) -> Tensor:
         tokens, prompt = drawn
         self.prompted |= prompt is not None
-        x1 = F.one_hot(tokens, self.task.vocab_size).float()
+        x1 = fmlm.one_hot(tokens, self.task.vocab_size)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16):
             loss, context = loss_of(self.options.objective)(self, model, x1, prompt)
         self.parts["loss"] = loss.detach()

@@ -13,14 +13,13 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from baselines import begin, record, training_context
+from baselines import begin, training_context
 from baselines.causal import Causal
-from fmlm import Draws, Model, cross_entropy, given, token_mean
+from fmlm import Draws, Model, cross_entropy, given, one_hot, token_mean
 from harness.samplers import Sampler
-from sample import sample_words
+from sample import Pass, sample_words
 
 
 def network(task, sizes: dict) -> Causal:
@@ -62,18 +61,18 @@ def sampler(model: Model, tokens: Tensor, known: Tensor, nfe: int, greedy: bool 
     if not getattr(model, "completes", True) and (known[:, 1:] & ~known[:, :-1]).any():
         raise ValueError("an autoregressive model of text goes on from a prefix: the tokens that "
                          "are given must be the first ones, none after a gap")
-    time, cache, now, sure = known.float(), [], known, 1.0
+    time, cache, sure = known.float(), [], known.float()
     for i in places:
-        x = F.one_hot(tokens, model.vocab_size).float()
-        log_p = (model.following(x, time, i, cache) if hasattr(model, "following")
-                 else model(x, time, time)[:, i])
+        log_p = (model.following(tokens, time, i, cache) if hasattr(model, "following")
+                 else model(one_hot(tokens, model.vocab_size), time, time)[:, i])
         p = log_p.double().exp()
         u = torch.rand(len(p), generator=generator, device=p.device, dtype=torch.float64)
         drawn = p.argmax(-1) if greedy else sample_words(p, u)
         here = ~known & (torch.arange(known.shape[1], device=known.device) == i)
         tokens = torch.where(here, drawn[:, None], tokens)
-        sure = record(trace, tokens, p[:, None] * here[..., None], now, here, sure)
-        now = now | here
+        sure = torch.where(here, p.gather(-1, drawn[:, None]).float(), sure)
+        if trace is not None:
+            trace.append(Pass(tokens, sure, here, torch.zeros_like(known)))
     return tokens
 
 

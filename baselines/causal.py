@@ -62,15 +62,16 @@ class Causal(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
-        return self.read(self.symbols(x, t), [])[:, -len(self.coords):]
+        return self.read(self.symbols(x.argmax(-1), t), [])[:, -len(self.coords):]
 
-    def following(self, x: Tensor, t: Tensor, i: int, cache: list) -> Tensor:
-        """log p (B, V) of token i alone; `cache`, empty at first, keeps what was read before it."""
-        symbols = self.symbols(x, t)
-        return self.read(symbols[:, :symbols.shape[1] - x.shape[1] + i + 1], cache)[:, -1]
+    def following(self, words: Tensor, t: Tensor, i: int, cache: list) -> Tensor:
+        """log p (B, V) of token i alone, from words (B, L) int64 before it; `cache`, empty at
+        first, keeps what was read of them."""
+        symbols = self.symbols(words, t)
+        return self.read(symbols[:, :symbols.shape[1] - words.shape[1] + i + 1], cache)[:, -1]
 
-    def symbols(self, x: Tensor, t: Tensor) -> Tensor:
-        words, own = x.argmax(-1), self.vocab_size
+    def symbols(self, words: Tensor, t: Tensor) -> Tensor:
+        own = self.vocab_size
         read = F.pad(words[:, :-1], (1, 0), value=own)
         puzzle = torch.where(t == 1, words, own) + own + 1
         return torch.cat([puzzle, read], 1) if self.completes else read

@@ -15,12 +15,11 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from baselines import (EPS, begin, denoiser, record, sampling_times, signal, training_context,
                        training_times)
-from fmlm import Denoiser, Draws, Model, given, token_mean, token_times
+from fmlm import Denoiser, Draws, Model, given, one_hot, token_mean, token_times
 from harness.samplers import Sampler
 from sample import sample_words
 
@@ -77,7 +76,7 @@ def loss(run, model: Model, x1: Tensor, prompt: Tensor | None) -> tuple[Tensor, 
 def at_times(model: Model, x1: Tensor, context: Tensor, t: Tensor, draws: Draws) -> Tensor:
     a, time = signal(t.double()), token_times(t.float().clamp(max=1 - 2**-24), context)
     z = corrupt(x1, context, a, draws)
-    return bound(model(F.one_hot(z, x1.shape[-1]).float(), time, time), x1, z, a)
+    return bound(model(one_hot(z, x1.shape[-1]), time, time), x1, z, a)
 
 
 def likelihood(model: Model, x1: Tensor, draws: Draws) -> Tensor:
@@ -95,7 +94,7 @@ def reverse(p: Tensor, z: Tensor, a: float, b: float) -> Tensor:
     p: (B, L, V); z: (B, L). Returns (B, L, V), which sums to 1.
     """
     words, p_z = p.shape[-1], p.gather(-1, z[..., None])
-    own = F.one_hot(z, words) * (words * a * p_z + a / b - a)
+    own = one_hot(z, words) * (words * a * p_z + a / b - a)
     return (own + (b - a) * p + (1 - a / b) * (1 - b) / words) / (words * a * p_z + 1 - a)
 
 
@@ -113,7 +112,7 @@ def sampler(model: Model, tokens: Tensor, known: Tensor, nfe: int, greedy: bool 
     for i in range(passes):
         last = i == nfe - 1
         time = token_times(torch.full_like(tokens[:, 0], t[i], dtype=torch.float32), known)
-        p = model(F.one_hot(tokens, words).float(), time, time).double().exp()
+        p = model(one_hot(tokens, words), time, time).double().exp()
         law = reverse(p, tokens, signal(t[i]), 1.0 if last else signal(t[i + 1]))
         u = torch.rand(tokens.shape, dtype=torch.float64, **draw)
         drawn = p.argmax(-1) if last and greedy else sample_words(law, u)

@@ -10,10 +10,9 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from fmlm import Model, interpolate, token_times
+from fmlm import Model, interpolate, one_hot, token_times
 from harness.measure import BATCH, check_tokens
 from harness.samplers import Drawn, Sampler
 from harness.tasks import Task
@@ -24,7 +23,7 @@ def log_probability(model: Model, tokens: Tensor, asked: Tensor, s: Tensor, t: T
                     generator: Generator | None = None, noise: float = 1) -> Tensor:
     """The sum over the `asked` tokens, (B, L) bool, of log delta_{s,t}(x_s)[token], (B,), x_s these
     tokens (B, L) with fresh noise of this size. s, t: (B, L)."""
-    x1 = F.one_hot(tokens, model.vocab_size).float()
+    x1 = one_hot(tokens, model.vocab_size)
     x0 = noise * torch.randn(x1.shape, generator=generator, device=x1.device)
     log_p = model(interpolate(x1, x0, s), s, t).gather(-1, tokens[..., None])[..., 0]
     return torch.where(asked, log_p, 0.0).sum(1)

@@ -109,12 +109,24 @@ def save_checkpoint(path: str | Path, state: dict) -> None:
 
 
 def ship(path: str | Path, state: dict) -> None:
-    """Write only what sampling and the model card need of a run, in half precision."""
+    """Write only what sampling and the model card need of a run, in half precision. Raises as
+    `halves`."""
     names = ("format", "task", "state", "objective", "network", "prompted", "step", "seconds",
              "options")
-    weights = {name: value.half() if value.is_floating_point() else value
-               for name, value in state["model"].items()}
+    weights = halves(state["model"])
     save_checkpoint(path, {name: state.get(name) for name in names} | dict(model=weights))
+
+
+def halves(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights in half precision; what is no number with a point stays. ValueError for a weight that
+    half precision cannot hold."""
+    weights = {name: value.half() if value.is_floating_point() else value
+               for name, value in weights.items()}
+    for name, value in weights.items():
+        if not value.isfinite().all():
+            raise ValueError(f"the weight {name} has entries beyond half precision: choose another "
+                             "checkpoint")
+    return weights
 
 
 # ---- reading
@@ -285,19 +297,21 @@ def task_of(info: dict) -> Task:
     return load_task(info["task"], info["state"])
 
 
-def newest_checkpoint(name: str | None = None) -> Path:
-    """The checkpoint of this task (of any) that was trained here last, by the names that train.py
-    gives, else the weights that ship with the repository. ValueError where there are neither."""
+def newest_checkpoint(*names: str) -> Path:
+    """The checkpoint of one of these tasks (of any) that was trained here last, by the names that
+    train.py gives, else the weights that ship with the repository. ValueError where there are
+    neither."""
     def of_task(path: Path) -> str | None:  # "a-b-mdm.pt" is of the task "a-b", not of "a"
         return max((task for task in TASKS if path.name.startswith(f"{task}-")), key=len,
                    default=None)
 
-    trained = [path for path in CHECKPOINTS.glob("*.pt") if name is None or of_task(path) == name]
-    shipped = [path for task, module in TASKS.items() if name in (None, task)
+    trained = [path for path in CHECKPOINTS.glob("*.pt") if not names or of_task(path) in names]
+    shipped = [path for task, module in TASKS.items() if not names or task in names
                if (path := ROOT / module.split(".")[0] / f"{task}.pt").exists()]
     found = sorted(trained, key=lambda path: path.stat().st_mtime)[-1:] or shipped
     if not found:
-        raise ValueError(f"there is no checkpoint of {name or 'any task'}: train one with {TRAIN}")
+        raise ValueError(f"there is no checkpoint of {' or '.join(names) or 'any task'}: train one "
+                         f"with {TRAIN}")
     return found[0]
 
 

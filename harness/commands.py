@@ -98,14 +98,22 @@ def clue_count(text: str) -> int | str:
     return text if text in ("minimal", "symmetric", "few") else whole(0, 10**4)(text)
 
 
-def figure_file(text: str) -> str:
-    """The type of an option that names a picture. Checked before the work, not after it."""
-    file = Path(path(text))
-    if (file.suffix.lower() not in (".png", ".pdf", ".svg") or text.endswith(os.sep)
-            or file.is_dir() or not file.parent.is_dir()):
-        raise argparse.ArgumentTypeError(f"must be a .png, .pdf or .svg in a folder that exists, "
-                                         f"not {text!r}")
-    return text
+def file_of(*suffixes: str) -> Callable[[str], str]:
+    """The type of an option that names a file to write. Checked before the work, not after it."""
+    def read(text: str) -> str:
+        file = Path(path(text))
+        if (file.suffix.lower() not in suffixes or text.endswith(os.sep) or file.is_dir()
+                or not file.parent.is_dir()):
+            *others, last = suffixes
+            names = f"{', '.join(others)} or {last}" if others else last
+            raise argparse.ArgumentTypeError(f"must be a {names} in a folder that exists, not "
+                                             f"{text!r}")
+        return text
+
+    return read
+
+
+figure_file, animation_file = file_of(".png", ".pdf", ".svg"), file_of(".gif", ".png")
 
 
 def say(words: str) -> None:

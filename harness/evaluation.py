@@ -6,15 +6,19 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Sequence
+from itertools import product
 
+import torch
 from torch import Generator, Tensor
 
 from fmlm import Denoiser
 from harness import commands
 from harness.attempts import Judge, attempts, judge_by_rules, judge_for
-from harness.checkpoints import task_of
+from harness.checkpoints import BASELINES, IN_TAU, task_of
+from harness.measure import likelihood_bound, own_likelihood
 from harness.samplers import Sampler, choose_sampler, samplers_for
 from harness.speed import in_bf16
+from harness.tasks import Task
 
 
 def parser(name: str, what: str, samplers: Sequence[str], aside: Sequence[str], budgets: str,
@@ -48,10 +52,16 @@ def parser(name: str, what: str, samplers: Sequence[str], aside: Sequence[str], 
 def samplers_of(info: dict, options: argparse.Namespace,
                 aside: Sequence[str]) -> list[tuple[str, Sampler]]:
     """The samplers to evaluate a checkpoint with, by name: those asked for, or all that suit, but
-    for those aside. ValueError for one that does not, or attempts that cannot be."""
+    for those aside. ValueError for one that does not, or attempts or an NFE that cannot be."""
     tries, objective = tries_of(info, options), info["objective"]
     names = options.sampler or [name for name in samplers_for(objective) if name not in aside]
     chosen = [choose_sampler(objective, name, options.threshold) for name in names]
+    if objective not in BASELINES:  # no sequence at all: a sampler says what it cannot do
+        task = task_of(info)
+        nothing = torch.zeros(0, len(task.coords), dtype=torch.int64)
+        for (_, sampler), nfe in product(chosen, options.nfe or []):
+            sampler.run(argparse.Namespace(vocab_size=task.vocab_size), nothing, nothing.bool(),
+                        nfe)
     if tries and tries[0] > 1:  # for what draws the same there is no second
         chosen = [(name, each) for name, each in chosen if each.chance or options.sampler]
     return chosen
@@ -80,6 +90,31 @@ def complete(model: Denoiser, sampler: Sampler, given: Tensor, nfe: int, generat
            "most_passes": int(answer.passes.max()),
            "believed": round(100 * float(answer.believed.float().mean()), 2)}
     return answer.tokens, answer.believed, row
+
+
+def head(path: str, info: dict, model: Denoiser, options: argparse.Namespace) -> dict:
+    """What a document says of a checkpoint and of how it was evaluated."""
+    threshold = "inf" if options.threshold == math.inf else options.threshold  # JSON has none
+    return {"checkpoint": str(path), "task": info["task"], "objective": info["objective"],
+            "steps": steps_of(info),
+            "parameters": sum(weight.numel() for weight in model.parameters()),
+            "seed": options.seed, "bf16": options.bf16, "check_rules": options.check_rules,
+            "threshold": threshold}
+
+
+def steps_of(info: dict) -> int | None:
+    return info["step"] if type(info.get("step")) is int else None
+
+
+def likelihood(task: Task, model: Denoiser, objective: str, generator: Generator) -> dict:
+    """The bound on held-out sequences in nats, and its 95% half-width; its kind, of another system.
+    Nothing where there is none."""
+    found = None if objective in IN_TAU else likelihood_bound(task, model, objective, generator)
+    if not found:
+        return {}
+    system = own_likelihood(objective)
+    return ({"bound": round(found[0], 3), "plus_minus": round(found[1], 3)}
+            | ({"kind": system.KIND} if system else {}))
 
 
 def wrongly(believed: Tensor | None, good: Tensor) -> dict:

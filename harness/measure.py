@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
 
 import fmlm
+from fmlm import one_hot
 from harness.checkpoints import MASKED, ONE_BY_ONE, baseline
 from harness.tasks import Task
 
 BATCH = 100  # sequences at a time: bounds the memory, and a CPU's caches hold what a layer computes
+SIXTEENS = 96  # the same where noise is drawn: in whole sixteens it is that of one draw for all
 
 
 def interval(successes: int, n: int) -> tuple[float, float]:
@@ -39,7 +40,7 @@ def posterior(model: fmlm.Denoiser, objective: str, tokens: Tensor, context: Ten
               generator: Generator) -> Tensor:
     """log delta_{0,0}, (B, L, V), of a flow map (noise in the unknown tokens) or of an MDM or MLFM
     (no noise). tokens, context: (B, L)."""
-    x1 = F.one_hot(tokens, model.vocab_size).float()
+    x1 = one_hot(tokens, model.vocab_size)
     noise = torch.randn(x1.shape, generator=generator, device=x1.device)
     time = context.float()
     x = fmlm.interpolate(x1, noise * (objective not in MASKED), time)
@@ -69,16 +70,19 @@ def likelihood_bound(task: Task, model: fmlm.Denoiser, objective: str, generator
     tokens = task.held_out(min(n, 2000)).to(generator.device)
     tokens = tokens[torch.arange(n, device=tokens.device) % len(tokens)]
     if system:
-        x1, draws = F.one_hot(tokens, task.vocab_size).float(), fmlm.Draws(generator, tokens.device)
-        nats = torch.cat([system.likelihood(model, part, draws) for part in x1.split(BATCH)])
+        draws = fmlm.Draws(generator, tokens.device)
+        nats = torch.cat([system.likelihood(model, one_hot(part, task.vocab_size), draws)
+                          for part in tokens.split(BATCH)])
         return float(nats.mean()), 1.96 * float(nats.std()) / math.sqrt(n)
     length = tokens.shape[1]
     strata = fmlm.Draws(generator, tokens.device).stratified(n)
     masked = (strata * length).long().clamp(max=length - 1) + 1
     order = torch.rand(tokens.shape, generator=generator, device=tokens.device)
     context = order.argsort(1).argsort(1) >= masked[:, None]
-    log_delta = posterior(model, objective, tokens, context, generator)
-    entropies = fmlm.cross_entropy(log_delta, F.one_hot(tokens, task.vocab_size).float())
+    entropies = torch.cat([
+        fmlm.cross_entropy(posterior(model, objective, *part, generator),
+                           one_hot(part[0], task.vocab_size))
+        for part in zip(tokens.split(SIXTEENS), context.split(SIXTEENS))])
     nats = (entropies * ~context).sum(1) * length / masked
     # Neighbours in m: their difference is free of it.
     first, second = nats[masked.argsort()][:n // 2 * 2].view(-1, 2).T
@@ -86,8 +90,11 @@ def likelihood_bound(task: Task, model: fmlm.Denoiser, objective: str, generator
 
 
 def usual(objective: str, length: int, budgets: Sequence[int]) -> Sequence[int]:
-    """The NFE to try where none is asked for: these, or one a token where no fewer will do."""
-    return [length] if objective in ONE_BY_ONE else budgets
+    """The NFE to try where none is asked for: these, at most one a token, or one a token where no
+    fewer will do."""
+    if objective in ONE_BY_ONE:
+        return [length]
+    return list(dict.fromkeys(min(nfe, length) for nfe in budgets))
 
 
 def passes_used(known: Tensor, trace: list) -> Tensor:

@@ -10,7 +10,6 @@ its colors, and how frames become one file that moves.
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import math
@@ -19,11 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Generator, Tensor
 
+from fmlm import Model
 from harness import commands
 from harness.files import replace
 from harness.measure import passes_used
+from harness.samplers import choose_sampler
+from harness.tasks import Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,7 +71,8 @@ def read_table(path: str, roads: Sequence[str] | None = None) -> Panels:
         named = {document.get("road"): document for document in reversed(documents)}
         chosen = [named[road] for road in roads if road in named] if roads else documents
         found = [(kind, document, row) for kind in ("unconditional", "puzzles")
-                 for document in chosen for row in document.get(kind, [])]
+                 for document in chosen for row in document.get(kind, [])
+                 if "percent" in row or "entropy" not in row]  # of text no share is right
         for kind, document, row in found:
             clues = f" with {row['clues']} clues" if "clues" in row else ""
             panel = f"puzzles{clues} solved, %" if kind == "puzzles" else "valid from nothing, %"
@@ -76,7 +80,8 @@ def read_table(path: str, roads: Sequence[str] | None = None) -> Panels:
             line = document.get("label") or f"{document['objective'].upper()}, {row['sampler']}"
             points = panels.setdefault(panel, {}).setdefault(line, [])
             points.append(tuple(float(row[key]) for key in ("nfe", "percent", "low", "high")))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError,
+            RecursionError) as error:
         raise ValueError(f"{path} is not what an evaluation prints with --json") from error
     for road in roads or ():
         if road not in named:
@@ -86,7 +91,7 @@ def read_table(path: str, roads: Sequence[str] | None = None) -> Panels:
         raise ValueError(f"{path} holds no row to draw")
     for line, points in [item for lines in panels.values() for item in lines.items()]:
         points.sort()
-        if not all(1 <= nfe < math.inf and 0 <= low <= percent <= high <= 100
+        if not all(1 <= nfe < 1e9 and 0 <= low <= percent <= high <= 100
                    for nfe, percent, low, high in points):
             raise ValueError(f"{path} has a row that cannot be: an NFE is at least 1, a share from "
                              "0 to 100 inside its interval")
@@ -148,18 +153,26 @@ def shows_most(known: Tensor, trace: list, corrected: Tensor) -> tuple[int, list
     return best, [type(record)(*(part[best] for part in record)) for record in trace[:rounds[best]]]
 
 
+def refine_one(task: Task, model: Model, given: Tensor, nfe: int,
+               seed: int) -> tuple[Tensor, list]:
+    """Refine sequences (n, L), -1 where unknown, and return the one that `shows_most`, (L,), and
+    its rounds, (L,) each. ValueError for one of which all is given."""
+    known, trace = given >= 0, []
+    refine = choose_sampler("fmlm+", "posterior")[1].run
+    tokens = refine(model, given.clamp(min=0), known, nfe, trace=trace,
+                    generator=Generator().manual_seed(seed))
+    if not trace:
+        raise ValueError(f"all of this {task.puzzle} is given: there is nothing to refine")
+    last, corrected = task.judge(tokens, given), torch.zeros(len(given), dtype=torch.bool)
+    if last is not None:
+        corrected = last & ~task.judge(trace[0].draft, given)
+    best, rounds = shows_most(known, trace, corrected)
+    return given[best], rounds
+
+
 def shade(p_max: float) -> tuple[float, ...]:
     """The color behind a token that goes back to noise: the stronger, the less sure it is."""
     return (1.0, 0.66, 0.1, 0.12 + 0.88 * (1 - p_max))
-
-
-def animation_file(text: str) -> str:
-    """The type of --animate. Checked before the work, not after it."""
-    file = Path(commands.path(text))
-    if file.suffix.lower() not in (".gif", ".png") or file.is_dir() or not file.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"must be a .gif or .png in a folder that exists, not "
-                                         f"{text!r}")
-    return text
 
 
 def save_animation(frames: Iterator[tuple[Figure, int]], file: str) -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fmlm import Denoiser
+from fmlm import Denoiser, Model
 from harness.commands import say
 
 if TYPE_CHECKING:
@@ -83,12 +83,16 @@ def training(run: Run, steps: int) -> None:
         start, mark = mark, time.perf_counter()
         rows[-1][part] += mark - start
 
-    def network(*asked: Tensor) -> Tensor:
-        lap("loss")
-        log_delta = run.network(*asked)
-        lap("forward" if torch.is_grad_enabled() else "targets")
-        return log_delta
+    def timed(model: Model) -> Model:
+        def network(*asked: Tensor) -> Tensor:
+            lap("loss")
+            log_delta = model(*asked)
+            lap("forward" if torch.is_grad_enabled() else "targets")
+            return log_delta
+        return network
 
+    network = timed(run.network)
+    run.mdm, run.teacher = (of and timed(of) for of in (run.mdm, run.teacher))
     for _ in range(5 + steps):
         rows.append(dict(data=0.0, targets=0.0, forward=0.0, loss=0.0, backward=0.0, optimizer=0.0))
         mark = time.perf_counter()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
@@ -200,10 +200,10 @@ def measure(model: Model, task: Task, objective: str, given: Tensor,
 
 
 def report(options: argparse.Namespace, sets_of: Callable[[str, dict, Task], dict[str, Set]],
-           keep: dict[str, Keep] = {}, named: str = "clues") -> None:
-    """Load the checkpoint, measure each of the sets that a task has for it, print. `named`: what
-    the name of a set says, for `harness.plot`."""
-    path = str(options.checkpoint or newest_checkpoint())
+           tasks: Iterable[str], keep: dict[str, Keep] = {}, named: str = "clues") -> None:
+    """Load the checkpoint, else the newest of these tasks, measure each of the sets that there are
+    for it, print. `named`: what the name of a set says, for `harness.plot`."""
+    path = str(options.checkpoint or newest_checkpoint(*tasks))
     model, info = load_checkpoint(path)
     task = task_of(info)
     choose_sampler(info["objective"], "posterior")  # a ValueError for all but an FMLM+

@@ -27,7 +27,7 @@ def parser(samplers: list[str]) -> commands.Parser:
     given.add_argument("--puzzles", type=commands.path, metavar="FILE", help="complete one a line")
     add("-n", type=commands.COUNT, default=4, help="sequences to draw (default 4)")
     add("--sampler", metavar="NAME",
-        help=f"{', '.join(samplers)}; default: what suits the checkpoint")
+        help=f"{', '.join(samplers)}, or another system's; default: what suits the checkpoint")
     add("--nfe", type=commands.NFE, help="network passes for each, at most (default 4; for "
         "ar, which takes no fewer, the tokens of a sequence)")
     add("--threshold", type=commands.number(0, math.inf, open=False), metavar="P",

@@ -22,9 +22,9 @@ from torch import Generator, Tensor
 import fmlm
 from harness import commands, evaluation
 from harness.attempts import Judge
-from harness.checkpoints import (IN_TAU, completes, load_checkpoint, newest_checkpoint,
-                                 read_checkpoint, task_of)
-from harness.measure import likelihood_bound, own_likelihood, posterior, share, usual
+from harness.checkpoints import (completes, load_checkpoint, newest_checkpoint, read_checkpoint,
+                                 task_of)
+from harness.measure import posterior, share, usual
 from harness.samplers import Sampler, choose_sampler
 from harness.tasks import Task
 from sample import SAMPLERS
@@ -109,11 +109,12 @@ def shape_of(path: str, info: dict) -> sudoku.Shape:
 
 def asked(path: str, info: dict, options: argparse.Namespace) -> list[tuple[str, Sampler]]:
     """The samplers to evaluate a checkpoint with, by name. ValueError for what it cannot do."""
-    shape_of(path, info)
-    objective = info["objective"]
+    shape, objective = shape_of(path, info), info["objective"]
     if options.clues and not completes(info):
         raise ValueError(f"{path} is an {objective} trained without prompts, so it cannot solve "
                          "puzzles: leave --clues out, or train it with --puzzles")
+    for clues in options.clues or []:  # made now, so that what cannot be made is said now
+        sudoku.load_puzzles(shape, clues, options.n)
     return evaluation.samplers_of(info, options, ASIDE)
 
 
@@ -123,14 +124,9 @@ def evaluate(path: str, options: argparse.Namespace) -> dict:
     draws."""
     model, info = load_checkpoint(path, options.device, options.compile)
     task, objective, samplers = task_of(info), info["objective"], asked(path, info, options)
-    shape, step, threshold = task.shape, info.get("step"), options.threshold
-    tries = evaluation.tries_of(info, options)
+    shape, tries = task.shape, evaluation.tries_of(info, options)
     draws = lambda: Generator(options.device).manual_seed(options.seed)
-    document = {"checkpoint": str(path), "task": info["task"], "objective": objective,
-                "steps": step if type(step) is int else None,
-                "parameters": sum(weight.numel() for weight in model.parameters()),
-                "seed": options.seed, "bf16": options.bf16, "check_rules": options.check_rules,
-                "threshold": "inf" if threshold == math.inf else threshold}  # JSON has no infinity
+    document = evaluation.head(path, info, model, options)
     document["unconditional"] = [
         {"sampler": name,
          **unconditional(shape, model, sampler, nfe, options.n, draws(), tries=tries)}
@@ -143,16 +139,11 @@ def evaluate(path: str, options: argparse.Namespace) -> dict:
                                     tries=tries)}
         for name, sampler in samplers for clues in options.clues or []
         for nfe in options.nfe or usual(objective, shape.cells, [1, 2, 4, 8, 16])]
-    found = objective not in IN_TAU and likelihood_bound(task, model, objective, draws())
-    if not found:
-        return document
-    bound, error = found
-    document["likelihood"] = {"bound": round(bound, 3), "plus_minus": round(error, 3),
-                              "limit": round(math.log(sudoku.BOARD_COUNT[shape.name]), 3)}
-    if system := own_likelihood(objective):
-        document["likelihood"]["kind"] = system.KIND
-    elif shape.size == 4:
-        document["kl"] = against_exact(shape, model, objective, draws())
+    if found := evaluation.likelihood(task, model, objective, draws()):
+        document["likelihood"] = found | {
+            "limit": round(math.log(sudoku.BOARD_COUNT[shape.name]), 3)}
+        if "kind" not in found and shape.size == 4:
+            document["kl"] = against_exact(shape, model, objective, draws())
     return document
 
 
@@ -173,10 +164,8 @@ def measure(task: Task, path: str, samplers: Sequence[str], budgets: Sequence[in
         {"sampler": name, **puzzles(shape, model, sampler, nfe, n, clues, draws())}
         for name, sampler in chosen for clues, own in COMPARED[shape.size].items()
         for nfe in usual(objective, shape.cells, own or budgets)]
-    if objective not in IN_TAU and (found := likelihood_bound(task, model, objective, draws())):
-        document["likelihood"] = {"bound": round(found[0], 3)}
-        if system := own_likelihood(objective):
-            document["likelihood"]["kind"] = system.KIND
+    if found := evaluation.likelihood(task, model, objective, draws()):
+        document["likelihood"] = found
     return document
 
 
@@ -231,7 +220,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--clues", type=commands.clue_count, nargs="+",
                         help="also solve puzzles with so many clues, or minimal, symmetric or few")
     options = parser.parse_args(arguments)
-    paths = options.checkpoints or [newest_checkpoint()]
+    paths = options.checkpoints or [newest_checkpoint(*sudoku.SHAPES)]
     for path in paths:  # all of them, before the first is evaluated
         asked(path, read_checkpoint(path), options)
     return evaluation.run(options, paths, evaluate, report)

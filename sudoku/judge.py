@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--exact", action="store_true", help="exact models in place of a checkpoint")
     options = parser.parse_args(arguments)
     if not options.exact:
-        study.report(options, partial(puzzles, options=options), KEEP)
+        study.report(options, partial(puzzles, options=options), sudoku.SHAPES, KEEP)
         return 0
     sets = {"two modes": (torch.tensor([[0, 0], [1, 1]]), 0),
             "4x4, no clue": (sudoku.all_boards(sudoku.SHAPES["sudoku4"]), 0),

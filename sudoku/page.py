@@ -8,14 +8,13 @@ the two modes of the toy.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import json
 from pathlib import Path
 
 from fmlm import Denoiser
 from harness import commands
-from harness.checkpoints import load_checkpoint, newest_checkpoint
+from harness.checkpoints import halves, load_checkpoint, newest_checkpoint
 from harness.files import replace
 from harness.samplers import choose_sampler
 from sudoku import boards as sudoku
@@ -29,24 +28,12 @@ EXAMPLES = {"sudoku9": {  # puzzles that the page offers
 }}
 
 
-def page_file(text: str) -> Path:
-    """The type of --out. Checked before the work, not after it."""
-    file = Path(commands.path(text))
-    if file.suffix.lower() not in (".html", ".htm") or file.is_dir() or not file.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"must be a .html in a folder that exists, not {text!r}")
-    return file
-
-
 def weights_of(model: Denoiser) -> tuple[list[list], bytes]:
     """[name, rows, columns] of every weight, and all of them in half precision, one after another.
 
     A vector has one row. ValueError for a weight that half precision cannot hold.
     """
-    weights = {name: value.half() for name, value in model.named_parameters()}
-    for name, value in weights.items():
-        if not value.isfinite().all():
-            raise ValueError(f"the weight {name} has entries beyond half precision, which a page "
-                             "holds: choose another checkpoint")
+    weights = halves(dict(model.named_parameters()))
     shapes = [[name, *value.reshape(-1, value.shape[-1]).shape] for name, value in weights.items()]
     return shapes, b"".join(value.numpy().astype("<f2").tobytes() for value in weights.values())
 
@@ -79,12 +66,12 @@ def main(arguments: list[str] | None = None) -> int:
                              description="Write one HTML file that runs a model in the browser.")
     parser.add_argument("checkpoint", nargs="?", type=commands.path,
                         help="default: the newest of 9x9 trained here, else the weights that ship")
-    parser.add_argument("--out", metavar="FILE", required=True, type=page_file,
+    parser.add_argument("--out", metavar="FILE", required=True, type=commands.file_of(".html"),
                         help="the page: .html")
     options = parser.parse_args(arguments)
     model, info = load_checkpoint(options.checkpoint or newest_checkpoint("sudoku9"))
     text = page(model, info)
-    replace(options.out, text.encode())
+    replace(Path(options.out), text.encode())
     print(f"page: {options.out}, {len(text.encode()) / 1e6:.1f} MB")
     return 0
 

@@ -8,23 +8,22 @@ one after the other.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from fmlm import Model
 from harness import commands
-from harness.checkpoints import load_checkpoint, newest_checkpoint
+from harness.checkpoints import load_checkpoint, newest_checkpoint, task_of
 from harness.plot import (BACK, COMMITTED, DRAFT, END, GIVEN, GIVEN_BACK, NOISE, PLAIN, UNSURE,
-                          WRONG, animation_file, new_figure, save_animation, save_figure, shade,
-                          shows_most)
+                          WRONG, new_figure, refine_one, save_animation, save_figure, shade)
 from harness.samplers import choose_sampler
-from harness.tasks import name_of
-from sample import Pass, posterior_refinement
+from sample import Pass
 from sudoku import boards as sudoku
 from sudoku.evaluate import shape_of
+from sudoku.task import TRIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,35 +49,30 @@ def clashes(shape: sudoku.Shape, board: Tensor, among: Tensor) -> Tensor:
     return (related & (board[:, None] == board) & among).any(1)
 
 
-def kinds(shape: sudoku.Shape, given: Tensor, draft: Tensor, committed: Tensor) -> list[str]:
-    """What each cell of a draft is, a key of KINDS: given (L,), -1 for unknown; draft (L,); all
-    committed so far (L,) bool.
+def solution_of(shape: sudoku.Shape, given: Tensor) -> Tensor | None:
+    """The solution (L,) of a puzzle (L,), -1 for unknown; None where there is not exactly one, or
+    the search for it takes too long."""
+    with contextlib.suppress(TimeoutError):
+        if sudoku.count_solutions(shape, given.tolist(), tries=TRIES) == 1:
+            return torch.tensor(sudoku.solve(shape, given.tolist()))
+    return None
 
-    Wrong is what differs from the puzzle's solution. Without exactly one solution, a committed cell
-    is wrong if it breaks a rule with a clue or a committed one, any other if it breaks one with
-    whatever cell.
+
+def kinds(shape: sudoku.Shape, given: Tensor, draft: Tensor, committed: Tensor,
+          solution: Tensor | None) -> list[str]:
+    """What each cell of a draft is, a key of KINDS: given (L,), -1 for unknown; draft (L,); all
+    committed so far (L,) bool; `solution_of` the puzzle.
+
+    Wrong is what differs from the solution. Where that is None, a committed cell is wrong if it
+    breaks a rule with a clue or a committed one, any other if it breaks one with whatever cell.
     """
     known = committed | (given >= 0)
-    if sudoku.count_solutions(shape, given.tolist()) == 1:
-        wrong = draft != torch.tensor(sudoku.solve(shape, given.tolist()))
+    if solution is not None:
+        wrong = draft != solution
     else:
         wrong = clashes(shape, draft, known) | ~known & clashes(shape, draft, ~known)
     names = (("unsure", "wrong"), ("committed", "lost"))
     return ["clue" if given[i] >= 0 else names[committed[i]][wrong[i]] for i in range(shape.cells)]
-
-
-def refine_one(shape: sudoku.Shape, model: Model, given: Tensor, nfe: int,
-               seed: int) -> tuple[Tensor, list[Pass]]:
-    """Refine puzzles (n, L) and return the one that shows most, (L,), and its rounds, (L,) each.
-    ValueError for no empty cell."""
-    known, trace = given >= 0, []
-    boards = posterior_refinement(model, given.clamp(min=0), known, nfe,
-                                  generator=Generator().manual_seed(seed), trace=trace)
-    if not trace:
-        raise ValueError("this puzzle has no empty cell: there is nothing to refine")
-    corrected = sudoku.valid(shape, boards) & ~sudoku.valid(shape, trace[0].draft)
-    best, rounds = shows_most(known, trace, corrected)
-    return given[best], rounds
 
 
 def behind(kind: str, p_max: float) -> tuple[float, ...]:
@@ -136,9 +130,10 @@ def draw_legend(figure: Figure, shown: set[str], columns: int) -> None:
 def kinds_of_rounds(shape: sudoku.Shape, given: Tensor, trace: list[Pass]) -> list[list[str]]:
     """The `kinds` of every round's draft."""
     committed, rounds = torch.zeros_like(given, dtype=torch.bool), []
+    solution = solution_of(shape, given)
     for record in trace:
         committed = committed | record.committed
-        rounds.append(kinds(shape, given, record.draft, committed))
+        rounds.append(kinds(shape, given, record.draft, committed, solution))
     return rounds
 
 
@@ -197,10 +192,11 @@ def main(arguments: list[str] | None = None) -> int:
     picture = parser.add_mutually_exclusive_group(required=True)
     picture.add_argument("--out", metavar="FILE", type=commands.figure_file,
                          help="the picture: .png, .pdf or .svg")
-    picture.add_argument("--animate", metavar="FILE", type=animation_file,
+    picture.add_argument("--animate", metavar="FILE", type=commands.animation_file,
                          help="the rounds one after the other: .gif, or .png that moves")
     options = parser.parse_args(arguments)
-    path = options.checkpoint or newest_checkpoint(name_of([options.puzzle or ""]))
+    size = sudoku.shape_of([options.puzzle or ""])
+    path = options.checkpoint or newest_checkpoint(*([size.name] if size else sudoku.SHAPES))
     model, info = load_checkpoint(path)
     shape = shape_of(path, info)
     choose_sampler(info["objective"], "posterior")  # a ValueError for all but an FMLM+
@@ -210,7 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
         given, _ = sudoku.load_puzzles(shape, options.clues, CANDIDATES)
     else:
         given = torch.full((CANDIDATES, shape.cells), -1)
-    shown = refine_one(shape, model, given, options.nfe, options.seed)
+    shown = refine_one(task_of(info), model, given, options.nfe, options.seed)
     if options.animate:
         save_animation(draw_frames(shape, *shown), options.animate)
     else:

@@ -156,7 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands.device_option(parser)
     add("--json", action="store_true", help="print one JSON document")
     options = parser.parse_args(arguments)
-    path = str(options.checkpoint or newest_checkpoint())
+    path = str(options.checkpoint or newest_checkpoint(*sudoku.SHAPES))
     model, info = load_checkpoint(path, options.device)
     shape = shape_of(path, info)
     choose_sampler(info["objective"], "posterior")  # a ValueError for all but an FMLM+

@@ -172,6 +172,13 @@ def test_a_resumed_run_goes_on_in_its_own_file_with_its_own_settings(tmp_path, c
             == (10, "mdm", 0.002, 16))
 
 
+def test_a_weight_that_half_precision_cannot_hold_is_not_shipped(tmp_path):
+    weights = {"head.weight": torch.tensor([1e5]), "coords": torch.tensor([3])}
+    with pytest.raises(ValueError, match="head.weight has entries beyond half precision"):
+        checkpoints.ship(tmp_path / "ship.pt", {"model": weights})
+    assert not (tmp_path / "ship.pt").exists()
+
+
 def test_a_run_is_shipped_without_a_word_and_drawn_from(files, tmp_path, capsys):
     path = tmp_path / "shipped.pt"
     assert train.main(["--resume", files["fmlm+"], "--ship", str(path)]) == 0
@@ -329,6 +336,13 @@ def test_without_a_name_the_newest_checkpoint_trained_here_is_taken(files, tmp_p
         os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
     (tmp_path / "newer.pt.part").write_bytes(b"")  # what a killed run leaves is none
     assert checkpoints.newest_checkpoint() == tmp_path / "new.pt"
+    (tmp_path / "text-mdm.pt").write_bytes(b"")  # newer still, of a task that was not asked for
+    assert checkpoints.newest_checkpoint().name == "text-mdm.pt"
+    (tmp_path / "sudoku4-mdm.pt").write_bytes(b"")
+    os.utime(tmp_path / "sudoku4-mdm.pt", (1e9, 1e9))
+    assert checkpoints.newest_checkpoint("sudoku4", "sudoku6").name == "sudoku4-mdm.pt"
+    with pytest.raises(ValueError, match="no checkpoint of stories or stories-large: train one"):
+        checkpoints.newest_checkpoint("stories", "stories-large")
 
 
 @pytest.mark.parametrize("asked", ["puzzle", "puzzles"])

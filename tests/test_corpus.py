@@ -128,6 +128,8 @@ def test_the_prompt_of_characters_has_the_space_behind_the_question(write):
     found = load(write(jsonl(70), "pairs.jsonl"), "chars", 40, 100)
     assert "".join(words_of(found, 3)[:12]) == "what is 3 ? "
     assert found.prompts.tolist() == [12] * 70
+    alone = json.dumps(dict(question="ab", answer=""))  # nothing follows the space, so it is none
+    assert load(write(alone, "ends.jsonl"), "chars", 8, 100).prompts.tolist() == [2]
 
 
 def test_documents_that_are_too_long_are_left_out_and_counted(write):

@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fmlm import Draws
 from harness import evaluation
-from harness.measure import interval, likelihood_bound, posterior, share
+from harness.measure import interval, likelihood_bound, posterior, share, usual
 from harness.tasks import load_task
 from sample import SAMPLERS
 from sudoku import boards as sudoku, evaluate, plot, refinement
@@ -254,6 +255,25 @@ def test_the_likelihood_bound_of_the_uniform_model_is_16_log_4_without_error():
     assert bound == pytest.approx(16 * math.log(4), rel=1e-6) and half_width < 1e-5
 
 
+def test_the_bound_asks_for_96_sequences_at_a_time_and_meets_the_noise_of_one_draw_for_all():
+    """A billion numbers need not be there at once: V = 50,000 words, 5,000 sequences. 96 x 16 x 4
+    normals are whole sixteens, as which PyTorch draws them on a CPU."""
+    model = uniform()
+    likelihood_bound(TASK, model, "fmlm+", seeded(), n=320)
+    assert [len(x) for x, *_ in model.calls] == [96, 96, 96, 32]
+    generator = seeded()
+    Draws(generator).stratified(320)  # the masking rates
+    torch.rand(320, 16, generator=generator)  # the order in which cells are masked
+    noise = torch.randn(320, 16, 4, generator=generator)
+    x, s, _ = (torch.cat(part) for part in zip(*model.calls))
+    assert x[s == 0].equal(noise[s == 0])
+
+
+def test_where_no_nfe_is_asked_for_none_is_above_a_pass_a_token():
+    assert usual("fmlm+", 8, [1, 4, 8, 16, 36]) == [1, 4, 8] == usual("mdm", 8, (1, 4, 16))
+    assert usual("mdm", 40, (1, 16, 40)) == [1, 16, 40] and usual("ar", 8, [1, 4]) == [8]
+
+
 def test_the_half_width_is_1_96_standard_errors_of_the_spread_at_equal_m():
     """Boards that cost 0 or 32 nats, by a coin: standard deviation 16. The half of the mean squared
     difference of 4,000 pairs, each 0 or 32^2, estimates 16^2 to a share of 1/sqrt(4000) = 1.6%, its
@@ -423,8 +443,9 @@ def test_the_same_seed_gives_the_same_document(checkpoint, capsys):
 def test_each_figure_draws_from_the_seed_alone_whatever_else_is_asked(checkpoint, monkeypatch):
     asked = []
     for name in "unconditional", "puzzles", "likelihood_bound", "against_exact":
-        measure = getattr(evaluate, name)
-        monkeypatch.setattr(evaluate, name,
+        module = evaluate.evaluation if name == "likelihood_bound" else evaluate
+        measure = getattr(module, name)
+        monkeypatch.setattr(module, name,
                             lambda *a, m=measure, **k: asked.append((m.__name__, a[-1].get_state()))
                             or m(*a, **k))
     assert main([checkpoint("mdm"), "-n", "2", "--nfe", "1", "2", "--clues", "12", "--sampler",

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 
 from fmlm import (EMA, Batch, Denoiser, Target, _decoding_table, cross_entropy, data_and_self,
                   denoised, flm_loss, flow_map, flow_map_loss, interpolate, inverse_decoding_time,
-                  lagrangian, look_up, masked, midpoint_in_tau, semigroup, semigroup_target,
-                  token_mean, token_times, velocity)
+                  lagrangian, look_up, masked, midpoint_in_tau, one_hot, semigroup,
+                  semigroup_target, token_mean, token_times, velocity)
 from toy.exact import Exact
 
 EXACT = Exact([[0, 0, 1], [1, 2, 1], [2, 2, 0]], [0.2, 0.5, 0.3])
@@ -51,6 +51,12 @@ def jump(x, s, t):
 
 
 # ---- definitions, by hand
+
+def test_a_token_as_a_vector_is_1_at_its_word_and_0_elsewhere():
+    assert one_hot(torch.tensor([[2, 0]]), 3).tolist() == [[[0, 0, 1], [1, 0, 0]]]
+    tokens = torch.randint(7, (3, 5), generator=torch.Generator().manual_seed(0))
+    assert one_hot(tokens, 7).equal(F.one_hot(tokens, 7).float())
+
 
 def test_the_interpolant_goes_from_noise_to_data():
     x1, noise = tensor([[1, 0]] * 4), tensor([[2, -4]] * 4)

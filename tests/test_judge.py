@@ -18,7 +18,7 @@ from harness.attempts import (JUDGES, Judge, View, attempts, judge, judge_by_hal
                               judge_by_rules, judge_for)
 from harness.samplers import Drawn, Sampler
 from harness.tasks import load_task
-from sample import SAMPLERS, Pass
+from sample import SAMPLERS, Pass, choose_sampler
 from sudoku import boards as sudoku
 from sudoku.judge import main as study_sudoku
 from sudoku.evaluate import main as evaluate
@@ -283,8 +283,9 @@ def test_no_attempt_and_a_bound_that_is_no_probability_are_refused(most, believe
 
 
 def test_a_second_attempt_of_a_sampler_that_leaves_nothing_to_chance_is_refused():
-    with pytest.raises(ValueError, match="the same in every attempt"):
-        attempts(SAMPLERS["confidence"], TWO, UNKNOWN, 1, 2, JUDGES["mdm"])
+    for greedy in SAMPLERS["confidence"], choose_sampler("ar", "ar-greedy")[1]:
+        with pytest.raises(ValueError, match="the same in every attempt"):
+            attempts(greedy, TWO, UNKNOWN, 1, 2, JUDGES["mdm"])
     assert not SAMPLERS["confidence"].chance and SAMPLERS["confidence-sampled"].chance
 
 
@@ -360,6 +361,19 @@ def test_the_trace_has_a_line_for_each_attempt_given_up_and_the_passes_of_the_on
     assert lines[0] == "attempt 1: probability 0.25, given up: " + "4" * 16
     assert lines[1] == "attempt 2: probability 0.95, believed" and "pass 1" in lines[3]
     assert sum(line.startswith("pass ") for line in lines) == 2
+
+
+def test_the_attempt_that_is_kept_is_the_one_of_the_highest_score_however_improbable():
+    """exp(-150) and exp(-140) are both 0 in single precision."""
+    task, given = load_task("sudoku4"), torch.full((1, 16), -1)
+    dice = Dice([3] * 16, [2] * 16, belief=[])
+    scores = iter([-140.0, -150.0])
+    judged = Judge(lambda model, tokens, known, generator: torch.tensor([next(scores)]))
+    answer = attempts(dice.sampler, None, given, 2, 2, judged)
+    lines = terminal.trace_of_attempts(task, given, answer)
+    assert answer.tokens.tolist() == [[3] * 16]
+    assert "attempt 1: probability 1.58e-61, not sure, kept" in lines
+    assert "attempt 2: probability 7.18e-66, given up" in lines
 
 
 def test_from_nothing_nothing_is_judged_unless_attempts_are_asked_for(exact, capsys):
@@ -440,11 +454,21 @@ def test_a_swapped_draft_differs_in_two_generated_cells_and_in_nothing_else():
     assert spoiled.sort(1).values.equal(BOARDS.sort(1).values)
 
 
+def test_where_one_token_alone_was_generated_there_is_nothing_to_swap_it_with():
+    tokens, known = torch.tensor([[0, 1, 2, 3]]), torch.tensor([[True, True, True, False]])
+    assert study.swapped(tokens, known, seeded(2)).equal(tokens)
+
+
+def test_of_no_right_draft_there_is_no_share_that_is_believed():
+    scores, none = torch.tensor([-1.0, -2.0]), torch.zeros(2, dtype=torch.bool)
+    assert study.separation(scores, none, scores[:0], 0.9)["right_believed"] is None
+
+
 def test_the_climb_that_keeps_nothing_is_attempts():
     given = torch.full((40, 16), -1)
     at = JUDGE._replace(score=partial(judge, s=0.55), believe=0.9)
     answer = attempts(POSTERIOR, BOARDS_MODEL, given, 1, 4, at, seeded(3))
-    rows = study.climb(BOARDS_MODEL, POSTERIOR, given, partial(sudoku.valid, FOUR), 1, 4, at, seed=3)
+    rows = study.climb(BOARDS_MODEL, POSTERIOR, given, partial(sudoku.valid, FOUR), 1, 4, at, 3)
     assert 0 < answer.believed.sum() < 40
     assert rows[-1]["unsure"] == int((~answer.believed).sum())
     assert rows[-1]["nfe"] == pytest.approx(float(answer.passes.float().mean()), abs=1e-3)

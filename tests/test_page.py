@@ -105,6 +105,12 @@ def log_delta(html: str, x, s, t, tmp_path) -> torch.Tensor:
 
 
 @runs_javascript
+def test_a_page_is_an_html_file_in_a_folder_that_exists(capsys):
+    for out in ("page.htm", "page.html/", "nowhere/page.html"):
+        assert page.main(["--out", out]) == 2
+        assert "must be a .html in a folder that exists" in capsys.readouterr().err
+
+
 def test_log_delta_in_the_page_is_that_of_pytorch(shipped, html, tmp_path):
     """100 fixed inputs and the weights that ship, within 1e-3."""
     inputs = fixed_inputs(NINE, 100)

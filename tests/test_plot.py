@@ -10,15 +10,16 @@ import torch
 import torch.nn.functional as F
 
 from harness import checkpoints, plot as harness_plot
-from harness.plot import draw_curves, main as plot_curves, read_table
+from harness.plot import draw_curves, main as plot_curves, read_table, refine_one
+from harness.tasks import load_task
 from sample import SAMPLERS, Pass
 from sudoku import boards as sudoku, evaluate, plot as board_plot
-from sudoku.plot import KINDS, clashes, draw_board, kinds, main, refine_one
+from sudoku.plot import KINDS, clashes, draw_board, kinds, main, solution_of
 from toy import two_mode
 
 pytestmark = pytest.mark.usefixtures("cache")
 
-FOUR = sudoku.SHAPES["sudoku4"]
+FOUR, TASK = sudoku.SHAPES["sudoku4"], load_task("sudoku4")
 BOARD = torch.tensor([0, 1, 2, 3, 2, 3, 0, 1, 1, 0, 3, 2, 3, 2, 1, 0])
 CLUES = (0, 1, 4, 6, 10, 15)  # of BOARD: a puzzle with one solution
 SURE, UNSURE = 0.9999, 0.6
@@ -53,6 +54,10 @@ class Scripted:
 
 # ---- kinds of cells
 
+def kinds_of(given, draft, committed):
+    return kinds(FOUR, given, draft, committed, solution_of(FOUR, given))
+
+
 def test_a_changed_digit_clashes_with_its_equals_in_row_column_and_box():
     """A 1 for the 0 in the corner: the 1 beside it, of the row and the box, and the 1 below it, in
     the column."""
@@ -66,7 +71,7 @@ def test_a_changed_digit_clashes_with_its_equals_in_row_column_and_box():
 def test_wrong_is_what_differs_from_the_one_solution():
     given = torch.where(cells(*CLUES), BOARD, -1)
     assert sudoku.count_solutions(FOUR, given.tolist()) == 1
-    names = kinds(FOUR, given, change(BOARD, c2=3, c13=1), cells(2, 5))
+    names = kinds_of(given, change(BOARD, c2=3, c13=1), cells(2, 5))
     assert [names[i] for i in CLUES] == 6 * ["clue"]
     assert (names[2], names[5], names[13]) == ("lost", "committed", "wrong")
     assert [names[i] for i in (3, 7, 8, 9, 11, 12, 14)] == 7 * ["unsure"]
@@ -75,16 +80,27 @@ def test_wrong_is_what_differs_from_the_one_solution():
 def test_without_one_solution_wrong_breaks_a_rule_and_of_the_committed_what_does_so_among_them():
     empty, draft = torch.full((16,), -1), change(BOARD, c0=1)
     unsure = ["unsure"] * 16
-    assert kinds(FOUR, empty, BOARD, cells()) == unsure
-    assert (kinds(FOUR, empty, draft, cells())
+    assert kinds_of(empty, BOARD, cells()) == unsure
+    assert (kinds_of(empty, draft, cells())
             == ["wrong", "wrong"] + unsure[:6] + ["wrong"] + unsure[:7])
-    assert (kinds(FOUR, empty, draft, cells(8))
+    assert (kinds_of(empty, draft, cells(8))
             == ["wrong", "wrong"] + unsure[:6] + ["committed"] + unsure[:7])
-    assert (kinds(FOUR, empty, draft, cells(0, 8))
+    assert (kinds_of(empty, draft, cells(0, 8))
             == ["lost", "wrong"] + unsure[:6] + ["lost"] + unsure[:7])
     clue = change(empty, c8=1)
-    assert (kinds(FOUR, clue, draft, cells(0))
+    assert (kinds_of(clue, draft, cells(0))
             == ["lost", "wrong"] + unsure[:6] + ["clue"] + unsure[:7])
+
+
+def test_a_search_that_takes_too_long_finds_no_solution_and_the_rules_say_what_is_wrong(
+        monkeypatch):
+    """Of a puzzle without one: the search is given up after one try."""
+    nine = sudoku.SHAPES["sudoku9"]
+    monkeypatch.setattr(board_plot, "TRIES", 1)
+    hard = torch.tensor(sudoku.parse(nine, "8..........36......7..9.2...5...7.......457.....1...3"
+                                           "...1....68..85...1..9....4.."))
+    assert solution_of(nine, hard) is None
+    assert solution_of(FOUR, torch.where(cells(*CLUES), BOARD, -1)).equal(BOARD)
 
 
 # ---- the board that is shown
@@ -103,7 +119,7 @@ def script():
 def test_the_board_shown_is_one_that_went_from_wrong_to_right():
     given = torch.where(cells(*CLUES), BOARD, -1).repeat(3, 1)
     given[1, 15] = -1  # to tell the rows apart
-    shown, trace = refine_one(FOUR, Scripted(*script()), given, 3, 0)
+    shown, trace = refine_one(TASK, Scripted(*script()), given, 3, 0)
     assert shown.equal(given[1]) and len(trace) == 2
     assert trace[0].draft.equal(change(BOARD, c2=3)) and trace[1].draft.equal(BOARD)
     assert trace[0].committed.equal((given[1] < 0) & ~cells(2))
@@ -112,15 +128,15 @@ def test_the_board_shown_is_one_that_went_from_wrong_to_right():
 
 def test_where_none_is_corrected_it_is_the_one_that_took_most_rounds():
     given, rows = torch.where(cells(*CLUES), BOARD, -1).repeat(2, 1), torch.tensor([0, 2])
-    _, trace = refine_one(FOUR,
+    _, trace = refine_one(TASK,
                           Scripted(*((draft[rows], p_max[rows]) for draft, p_max in script())),
                           given, 3, 0)
     assert len(trace) == 3 and trace[2].draft.equal(change(BOARD, c2=3, c13=1))
 
 
 def test_a_full_puzzle_is_refused():
-    with pytest.raises(ValueError, match="no empty cell"):
-        refine_one(FOUR, Scripted(), BOARD[None], 3, 0)
+    with pytest.raises(ValueError, match="nothing to refine"):
+        refine_one(TASK, Scripted(), BOARD[None], 3, 0)
 
 
 # ---- the figures
@@ -375,7 +391,7 @@ def test_without_matplotlib_there_is_one_sentence(table, monkeypatch, capsys):
     ("fmlm+", ["--out", "a.png", "--clues", "17"], "1 to 16 clues"),
     ("fmlm+", ["--out", "a.png", "--clues", "6", "--puzzle", 16 * "."], "not allowed with"),
     ("fmlm+", ["--out", "a.png", "--puzzle", "123"], "has 3 cells"),
-    ("fmlm+", ["--out", "a.png", "--puzzle", "1234341221434321"], "no empty cell"),
+    ("fmlm+", ["--out", "a.png", "--puzzle", "1234341221434321"], "nothing to refine"),
     ("fmlm+", ["--out", "a.png", "--puzzle", "11" + 14 * "."], "appears twice"),
 ])
 def test_bad_input_is_one_sentence_and_status_2(checkpoint, capsys, objective, arguments, message):
@@ -393,7 +409,7 @@ def test_a_9x9_puzzle_is_read_with_the_weights_that_ship_though_4x4_was_trained_
     Path(checkpoint("fmlm+")).rename(tmp_path / "sudoku4-fmlm+.pt")
     solved = "534678912672195348198342567859761423426853791713924856961537284287419635345286179"
     assert main(["--puzzle", solved, "--out", "a.png"]) == 2
-    assert "no empty cell" in capsys.readouterr().err
+    assert "nothing to refine" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("out", ["nowhere/board.png", "board.words"])

@@ -164,7 +164,8 @@ def load(path: str, kind: str | BytePairs, length: int, size: int = 0,
                 left_out += 1
             else:
                 rows.append(row + [ids[PAD]] * (length - len(row)))
-                prompts.append(len(split(kind, document.question)) + (kind == "chars"))
+                asked = len(split(kind, document.question))
+                prompts.append(asked + (kind == "chars" and len(row) > asked + 1))  # a space
         if not rows:
             raise ValueError(f"no question of {name} fits with its answer into {length} tokens: "
                              f"the shortest has {shortest}, so ask for a larger --length")

@@ -23,19 +23,18 @@ import re
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from fmlm import Model
+from fmlm import Model, one_hot
 from harness import commands, evaluation
-from harness.checkpoints import (IN_TAU, ONE_BY_ONE, baseline, completes, load_checkpoint,
+from harness.checkpoints import (ONE_BY_ONE, baseline, completes, load_checkpoint,
                                  newest_checkpoint, read_checkpoint, task_of)
-from harness.measure import BATCH, likelihood_bound, own_likelihood, share, usual
+from harness.measure import BATCH, share, usual
 from harness.tasks import Task
 from sample import SAMPLERS
 from text import corpus
 from text.stories import total_variation
-from text.task import Stories
+from text.task import SETTINGS, Stories
 from text.tokens import END, PAD, UNKNOWN, join
 
 ASIDE = ("block", "posterior-reopened")  # shown on demand: not in the paper's tables
@@ -104,7 +103,7 @@ def asked_text(task: Task, tokens: Tensor, truth: Tensor, lengths: Tensor) -> di
 def perplexity(judge: Model, tokens: Tensor) -> float:
     """exp(mean of -log p(token | those before it)) over all tokens (n, L), end and padding among
     them, to an autoregressive model: generative perplexity, of one that did not draw them."""
-    nats = [baseline("ar").likelihood(judge, F.one_hot(part, judge.vocab_size).float(), None)
+    nats = [baseline("ar").likelihood(judge, one_hot(part, judge.vocab_size), None)
             for part in tokens.split(BATCH)]
     return math.exp(float(torch.cat(nats).double().mean()) / tokens.shape[1])
 
@@ -129,7 +128,7 @@ def choose_judge(paths: Sequence[str], held_out: Tensor,
     best = min(range(len(found)), key=found.__getitem__)
     model, info = judges[best]
     return model, {"judge": {
-        "checkpoint": str(paths[best]), "steps": steps_of(info),
+        "checkpoint": str(paths[best]), "steps": evaluation.steps_of(info),
         "held_out": round(found[best], 2), "training": round(perplexity(model, training), 2)}}
 
 
@@ -149,7 +148,7 @@ def evaluate(path: str, options: argparse.Namespace) -> dict:
     task, objective = language_of(path, info), info["objective"]
     stories, length = isinstance(task, Stories), len(task.coords)
     draws = lambda: Generator(options.device).manual_seed(options.seed)
-    samplers, threshold = evaluation.samplers_of(info, options, ASIDE), options.threshold
+    samplers = evaluation.samplers_of(info, options, ASIDE)
     tries = evaluation.tries_of(info, options)
     if stories:
         given, law = task.held_out(options.n), task.language.draw(options.n, draws())
@@ -172,12 +171,8 @@ def evaluate(path: str, options: argparse.Namespace) -> dict:
     judge, judged = choose_judge(options.judge or [], given, training[chosen].to(options.device))
     drawn = lambda task, tokens: {**of_task(task, tokens), **fluency(task, tokens, judge)}
     nothing = torch.full((options.n, length), -1, device=options.device)
-    document = {"checkpoint": str(path), "task": info["task"], "objective": objective,
-                "steps": steps_of(info),
-                "parameters": sum(weight.numel() for weight in model.parameters()),
-                "seed": options.seed, "bf16": options.bf16, "check_rules": options.check_rules,
-                "threshold": "inf" if threshold == math.inf else threshold,  # no infinity in JSON
-                **judged, "data": {"n": len(law), **drawn(task, law)}}
+    document = {**evaluation.head(path, info, model, options), **judged,
+                "data": {"n": len(law), **drawn(task, law)}}
     budgets = options.nfe or usual(objective, length, BUDGETS)
 
     def rows(prompt: Tensor, say: Callable[[Tensor], dict]) -> list[dict]:
@@ -202,16 +197,11 @@ def evaluate(path: str, options: argparse.Namespace) -> dict:
         if prompt.any():
             document[kind] = rows(given.where(prompt, -1),
                                   lambda tokens: asked(task, tokens, given, prompt))
-    found = objective not in IN_TAU and likelihood_bound(task, model, objective, draws())
-    if not found:
-        return document
-    bound, error = found
-    document["likelihood"] = {"bound": round(bound, 3), "plus_minus": round(error, 3),
-                              "bits_a_token": round(bound / length / math.log(2), 4)}
-    if system := own_likelihood(objective):
-        document["likelihood"]["kind"] = system.KIND
-    if stories:
-        document["likelihood"]["limit"] = round(task.language.entropy, 3)
+    if found := evaluation.likelihood(task, model, objective, draws()):
+        document["likelihood"] = found | {
+            "bits_a_token": round(found["bound"] / length / math.log(2), 4)}
+        if stories:
+            document["likelihood"]["limit"] = round(task.language.entropy, 3)
     return document
 
 
@@ -219,10 +209,6 @@ def ending(task: Task, tokens: Tensor) -> Tensor:
     """(n, L) bool: the padding of each sequence, and the END before it."""
     pad = tokens == task.ids[PAD]
     return pad | pad.roll(-1, 1) & (tokens == task.ids[END])
-
-
-def steps_of(info: dict) -> int | None:
-    return info["step"] if type(info.get("step")) is int else None
 
 
 def language_of(path: str, info: dict) -> Task:
@@ -329,7 +315,7 @@ def main(arguments: list[str] | None = None) -> int:
                         help="an AR model that says how perplexing the drawn text is; of several, "
                         "such as of trainings of different length, the best on held-out text")
     options = parser.parse_args(arguments)
-    paths = options.checkpoints or [newest_checkpoint("stories")]
+    paths = options.checkpoints or [newest_checkpoint(*SETTINGS)]
     for path in paths:  # all of them, before the first is evaluated
         info = read_checkpoint(path)
         task, _ = language_of(path, info), evaluation.samplers_of(info, options, ASIDE)

@@ -13,6 +13,7 @@ from torch import Generator
 
 from harness import commands, study
 from harness.tasks import Task
+from text.stories import LANGUAGES
 from text.task import Stories
 
 
@@ -22,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--questions", type=commands.SEED, default=0,
                         help="seed of the questions; 0: those of text.evaluate")
     options = parser.parse_args(arguments)
-    study.report(options, partial(questions, options=options), named="set")
+    study.report(options, partial(questions, options=options), LANGUAGES, named="set")
     return 0
 
 

@@ -19,17 +19,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from fmlm import Model
 from harness import commands
 from harness.checkpoints import load_checkpoint, newest_checkpoint, task_of
 from harness.plot import (BACK, COLORS, COMMITTED, DRAFT, END, GIVEN, GIVEN_BACK, MARKERS, NOISE,
-                          PLAIN, UNSURE, animation_file, new_figure, save_animation, save_figure,
-                          shade, shows_most)
+                          PLAIN, UNSURE, new_figure, refine_one, save_animation, save_figure,
+                          shade)
 from harness.samplers import choose_sampler
 from harness.tasks import Task
-from sample import Pass, posterior_refinement
+from sample import Pass
 from text import tokens as special
 from text.task import Stories, suits
 
@@ -73,7 +72,8 @@ def read_curves(path: str) -> Curves:
         lines = {name: sorted(points.values()) for name, points in lines.items()}
         every = [point for points in lines.values() for point in points]
         every += [(1.0, float(perplexity), float(entropy)) for _, perplexity, entropy in same]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError,
+            RecursionError) as error:
         raise ValueError(f"{path} is not what text.evaluate prints with --judge and --json"
                          ) from error
     if not lines or not all(0 < passes < math.inf and 1 <= perplexity < math.inf
@@ -124,23 +124,6 @@ def draw_curves(curves: Curves) -> Figure:
     figure.legend(legend.values(), legend, loc="outside lower center", ncols=2, frameon=False,
                   fontsize=9)
     return figure
-
-
-def refine_one(task: Task, model: Model, given: Tensor, nfe: int,
-               seed: int) -> tuple[Tensor, list[Pass]]:
-    """Refine sequences (n, L), -1 where unknown, and return the one that shows most, (L,), and its
-    rounds, (L,) each. ValueError for one of which all is given."""
-    known, trace = given >= 0, []
-    tokens = posterior_refinement(model, given.clamp(min=0), known, nfe,
-                                  generator=Generator().manual_seed(seed), trace=trace)
-    if not trace:
-        raise ValueError("every token of this text is given: there is nothing to refine")
-    last = task.judge(tokens, given)
-    corrected = torch.zeros(len(given), dtype=torch.bool)
-    if last is not None:
-        corrected = last & ~task.judge(trace[0].draft, given)
-    best, rounds = shows_most(known, trace, corrected)
-    return given[best], rounds
 
 
 def verdict(task: Task, draft: Tensor) -> str:
@@ -245,7 +228,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--curve", metavar="TABLE.json", type=commands.path,
         help="what text.evaluate prints with --judge and --json")
     picture = parser.add_mutually_exclusive_group(required=True)
-    picture.add_argument("--animate", metavar="FILE", type=animation_file,
+    picture.add_argument("--animate", metavar="FILE", type=commands.animation_file,
                          help="the rounds one after the other: .gif, or .png that moves")
     picture.add_argument("--out", metavar="FILE", type=commands.figure_file,
                          help="the curve: .png, .pdf or .svg")

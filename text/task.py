@@ -180,11 +180,11 @@ class Stories(Task):
         self.coords = torch.arange(self.language.length)[:, None]
 
     def load(self, options, device: torch.device) -> Draw:
-        """Fresh stories of the law in every batch; in half of the rows the question is the
-        prompt. With the recipe half of them lack only what is decided; and unless the run starts
-        from one that knows stories, they are easy at first, and of the others a quarter has the
-        question as prompt and a half the form."""
-        added = options and options.recipe
+        """Fresh stories of the law in every batch; in half of the rows the question is the prompt.
+        With the recipe half of all rows lack only what is decided; and unless the run starts from
+        one that knows stories, they are easy at first, and of the others a quarter has the question
+        as prompt and a half the form."""
+        added = options.recipe
         new = added and not options.started
 
         def draw(n: int, generator: Generator, progress: float) -> tuple[Tensor, Tensor]:
