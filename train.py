@@ -170,8 +170,7 @@ class Run:
         self.network = prepare(self.model) if options.compile else self.model
         self.mdm, self.teacher = runs.teach(self, prepare if options.compile else lambda net: net)
         if world > 1:
-            self.network = nn.parallel.DistributedDataParallel(self.network,
-                                                               broadcast_buffers=False)
+            self.network = nn.parallel.DistributedDataParallel(self.network)
 
     def halve(self, s: Tensor, t: Tensor) -> Tensor:
         """Where a jump from s to t is halved."""

@@ -5,9 +5,16 @@ from __future__ import annotations
 from fmlm import Batch, Target
 
 
-def decided_rows(n: int) -> slice:
-    """Where such rows are in a batch of n: its middle half, half of them on the diagonal."""
-    return slice(n // 4, n // 4 + n // 2)
+def decided_rows(n: int, taught: int = 0) -> slice:
+    """Where such rows are in a batch of n, of which an MDM teaches the first `taught` at s = t = 0:
+    of the others the middle half, half of it on the diagonal."""
+    rest = n - taught
+    return slice(taught + rest // 4, taught + rest // 4 + rest // 2)
+
+
+def taught_rows(batch: Batch) -> int:
+    """How many rows of a batch an MDM teaches."""
+    return sum(target.rows for target in batch.targets if target.name == "mdm")
 
 
 def learn_data_at_0_1(batch: Batch, name: str, share: float) -> tuple[Batch, slice]:
@@ -20,7 +27,7 @@ def learn_data_at_0_1(batch: Batch, name: str, share: float) -> tuple[Batch, sli
     """
     *first, own = batch.targets
     n, diagonal = len(batch.x1), len(batch.x1) - own.rows
-    end = max(diagonal, decided_rows(n).stop)
+    end = max(diagonal, decided_rows(n, taught_rows(batch)).stop)
     others = round((n - end) * share) if own.name == "semigroup" else 0
     asked = slice(diagonal, end + others)
     if own.of is None or asked.start == asked.stop:

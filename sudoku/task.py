@@ -72,7 +72,8 @@ class Sudoku(Task):
                                                       device=device)]
             drawn, shown = some(boards, n), marked is not None and progress >= late
             if shown:
-                drawn[decided_rows(n)] = some(marked, n // 2)
+                rows = decided_rows(n, round(n * (options.distill or 0)))
+                drawn[rows] = some(marked, rows.stop - rows.start)
             drawn = rules.augment(self.shape, drawn, generator)
             return drawn % self.shape.size, drawn >= self.shape.size if shown else None
 

@@ -287,7 +287,7 @@ def task(request):
 
 
 def test_the_task_draws_training_stories_with_the_question_as_prompt_in_half_of_the_rows(task):
-    draw = task.load(None, torch.device("cpu"))
+    draw = task.load(asked_for(task.name, "--no-recipe"), torch.device("cpu"))
     check_draw(task, draw, 7, torch.device("cpu"))
     stories, prompt = draw(64, seeded(), 0.0)
     assert not held_out(stories).any() and held_out(task.held_out(64)).all()
@@ -305,7 +305,7 @@ def asked_for(*words, started=False):
 
 def test_with_the_recipe_half_of_the_rows_lack_words_that_the_others_decide(task):
     stories, prompt = task.load(asked_for(task.name), torch.device("cpu"))(64, seeded(), 1.0)
-    assert stories.equal(task.load(None, torch.device("cpu"))(64, seeded(), 1.0)[0])
+    assert stories.equal(task.load(asked_for(task.name, "--no-recipe"), torch.device("cpu"))(64, seeded(), 1.0)[0])
     assert not prompt[16:48].all(1).any()
     for story, given in zip(stories[16:48].tolist(), prompt[16:48].tolist()):
         words = task.language.text(story).split()
@@ -409,17 +409,30 @@ def recipe_batch(targets, n=16):
 
 
 def test_decided_rows_have_no_context_but_their_prompt_and_off_the_diagonal_learn_the_data():
-    own = Target("semigroup", 8, lambda x, s, t: x)
-    old = recipe_batch([Target("mdm", 4, lambda x, s, t: x), Target("data", 4), own])
+    """Of 16 rows an MDM teaches the first 4, which have none; of the other 12 the middle half is
+    decided, 3 on the diagonal and 3 off it: without the MDM's share all 6 on the diagonal were, and
+    nothing there was learned of stories that are open."""
+    own = Target("semigroup", 6, lambda x, s, t: x)
+    old = recipe_batch([Target("mdm", 4, lambda x, s, t: x), Target("data", 6), own])
     new = recipe(old, None, None)
-    decided = [4 <= row < 12 for row in range(16)]
+    decided = [7 <= row < 13 for row in range(16)]
     assert new.context.equal(old.prompt.where(torch.tensor(decided)[:, None], old.context))
     assert [(target.name, target.rows) for target in new.targets] == [
-        ("mdm", 4), ("data", 4), ("decided", 4), ("semigroup", 4)]
+        ("mdm", 4), ("data", 6), ("decided", 3), ("semigroup", 3)]
     assert new.targets[2].of is None and new.targets[3].of is own.of
-    moved = [8 <= row < 12 for row in range(16)]  # an eighth of the four others is none
+    moved = [10 <= row < 13 for row in range(16)]  # an eighth of the three others is none
     assert (new.s == 0).tolist() == (new.t == 1).tolist() == moved
-    assert new.s[:8].equal(old.s[:8]) and old.context.all()
+    assert new.s[:10].equal(old.s[:10]) and old.context.all()
+
+
+def test_decided_rows_are_drawn_where_the_recipe_looks_for_them_beside_an_mdms_share_too(task):
+    options = asked_for(task.name)
+    for distill, rows in ((None, slice(16, 48)), (0.25, slice(28, 52))):  # of 16 an MDM teaches
+        options.distill = distill
+        _, prompt = task.load(options, torch.device("cpu"))(64, seeded(), 1.0)
+        lacking, length = (~prompt).sum(1), prompt.shape[1]
+        assert 0 < lacking[rows].min() and lacking[rows].max() < length / 2
+        assert lacking[:rows.start].max() == lacking[rows.stop:].max() == length  # no prompt at all
 
 
 def test_an_eighth_of_the_other_rows_is_at_0_1_but_for_the_lagrangian_target():

@@ -245,6 +245,8 @@ def test_from_half_of_the_schedule_on_half_of_the_rows_shows_clues_that_leave_on
     assert shown[10:30].all() and shown.sum() == 20
     for puzzle in torch.where(marked, boards, -1)[shown].tolist():
         assert sudoku.count_solutions(shape, puzzle) == 1
+    run.options.distill = 0.25  # an MDM teaches 10 rows, which show none; 15 of the others do
+    assert torch.where(run.draw()[1].any(1))[0].tolist() == list(range(17, 32))
     without = run_of("sudoku6", "--boards", "50")
     assert without.draw()[1] is None and without.draw(progress=1.0)[1] is None
 

@@ -13,7 +13,7 @@ both. text/RESULTS.md says what this is worth.
 from __future__ import annotations
 
 from fmlm import Batch, Draws, Model
-from harness.recipes import decided_rows, learn_data_at_0_1
+from harness.recipes import decided_rows, learn_data_at_0_1, taught_rows
 
 EASY = (1 / 8, 1 / 4)  # shares of the schedule from which stories have up to 2, and up to 3 events
 EITHER_WAY = 1 / 2  # share from which what comes later may also decide what comes first
@@ -28,7 +28,7 @@ def most_events(progress: float) -> int:
 def recipe(batch: Batch, model: Model, draws: Draws) -> Batch:
     """A batch with decided rows in `decided_rows`, which have no context but their prompt; off the
     diagonal see `learn_data_at_0_1`."""
-    rows, context = decided_rows(len(batch.x1)), batch.context.clone()
+    rows, context = decided_rows(len(batch.x1), taught_rows(batch)), batch.context.clone()
     context[rows] = batch.prompt[rows]
     batch, _ = learn_data_at_0_1(batch._replace(context=context), "decided", AT_01)
     return batch

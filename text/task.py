@@ -198,7 +198,7 @@ class Stories(Task):
             else:
                 prompt = every_other(question)
             if added:
-                rows = decided_rows(n)
+                rows = decided_rows(n, round(n * (options.distill or 0)))
                 asked = stories[rows]
                 prompt[rows] = ~(self.decided(asked, generator) if progress >= EITHER_WAY
                                  else self.repeated(asked))
