@@ -110,7 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
                              description="Steps uniform in t and in tau, by vocabulary.")
     parser.add_argument("-n", type=commands.COUNT, default=500, help="samples a cell (default 500)")
     parser.add_argument("--train", type=commands.whole(0, 10**6), default=0, metavar="STEPS",
-                        help="also train 14 models, up to two minutes each for 1,500")
+                        help="also train 14 models, two to eight minutes each for 1,500")
     parser.add_argument("--seed", type=commands.SEED, default=0)
     options = parser.parse_args(arguments)
     print("| valid, %, by NFE | " + " | ".join(map(str, NFE)) + " |\n"
