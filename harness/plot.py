@@ -26,7 +26,7 @@ from harness import commands
 from harness.files import replace
 from harness.measure import passes_used
 from harness.samplers import choose_sampler
-from harness.tasks import Task
+from harness.tasks import TASKS, Task, load_task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,7 +75,9 @@ def read_table(path: str, roads: Sequence[str] | None = None) -> Panels:
                  if "percent" in row or "entropy" not in row]  # of text no share is right
         for kind, document, row in found:
             clues = f" with {row['clues']} clues" if "clues" in row else ""
-            panel = f"puzzles{clues} solved, %" if kind == "puzzles" else "valid from nothing, %"
+            task = document.get("task")
+            asked = load_task(task).asked if task in TASKS else "puzzles"
+            panel = f"{asked}{clues} solved, %" if kind == "puzzles" else "valid from nothing, %"
             panel = f"{row['set']} right, %" if "set" in row else panel
             line = document.get("label") or f"{document['objective'].upper()}, {row['sampler']}"
             points = panels.setdefault(panel, {}).setdefault(line, [])

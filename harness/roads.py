@@ -224,7 +224,8 @@ def document(name: str, sampler: str, threshold: float | None, runs: list[dict],
 def report(documents: list[dict]) -> str:
     """The documents as Markdown: a table of valid sequences, and one of each kind of puzzles where
     context is known. A column an NFE of any road."""
-    titles = {"unconditional": "valid from nothing", "puzzles": "puzzles{} solved"}
+    asked = load_task(documents[0]["task"]).asked
+    titles = {"unconditional": "valid from nothing", "puzzles": f"{asked}{{}} solved"}
     of = lambda road, kind, clues: {row["nfe"]: row for row in road.get(kind, ())
                                     if row.get("clues") == clues}
     tables = dict.fromkeys((kind, row.get("clues")) for kind in titles for road in documents

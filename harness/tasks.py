@@ -39,6 +39,7 @@ class Task:
     attempts: int | None = None  # sample.py's at what is given, where the model can judge
     nouns: str = "sequences"
     puzzle: str = "sequence to complete"
+    asked: str = "puzzles"  # what these are called in tables
     budgets: Sequence[int] = (1, 2, 4, 8, 16, 36)  # NFE of the columns of `harness.roads`
 
     def load(self, options, device: torch.device) -> Draw:

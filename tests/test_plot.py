@@ -219,6 +219,8 @@ def test_valid_boards_come_first_even_where_only_a_later_document_has_them(table
 def test_a_set_of_another_kind_than_puzzles_names_its_panel_itself(table):
     documents = [{"label": "a", "puzzles": [row("x", 1, 5) | {"set": "questions"}]}]
     assert list(read_table(table(documents))) == ["questions right, %"]
+    documents = [{"label": "a", "task": "stories", "puzzles": [row("x", 1, 5)]}]
+    assert list(read_table(table(documents))) == ["questions solved, %"]
 
 
 def test_of_a_table_of_roads_the_first_line_of_each_road_that_is_asked_for_is_drawn(

@@ -1057,6 +1057,11 @@ def line(name, sampler, rows, threshold=None, steps=1500, **more):
 BOARD, PUZZLE = ("unconditional", None), ("puzzles", 12)
 
 
+def test_what_stories_are_asked_are_questions_in_the_table():
+    document = line("ar", "ar", [("puzzles", None, 40, (90, 92), 0)]) | {"task": "stories"}
+    assert "questions solved, % of 500" in comparison.report([document])
+
+
 def test_the_table_has_a_column_an_nfe_and_leaves_out_what_there_is_not():
     """AR stands at its own NFE alone, FLM not among the puzzles; a half names its base's passes."""
     table = comparison.report([

@@ -62,6 +62,7 @@ class Text(Task):
     name, settings, nouns, puzzle = "text", SETTINGS["text"], "texts", "text to complete"
     legend = ("word given   [word] committed now   back to noise: word' p >= 0.9   "
               "word~ p >= 0.5   word* less")
+    asked = "questions"
     budgets = property(lambda self: (1, 2, 4, 8, 16, len(self.coords)))  # a pass a token, at last
     own = {"data": ("", None, "a text file, or .jsonl (default: the Bible in Basic English)"),
            "tokens": ("words", None, "words, chars, or a merges.txt as GPT-2's vocabulary has"),
@@ -171,7 +172,7 @@ class Stories(Task):
 
     nouns, puzzle, legend = "stories", "story to complete", Text.legend
     by_halves, attempts = 0.2, 8  # room for two free words, one of two each: text/RESULTS.md
-    budgets, measure, table = Text.budgets, Text.measure, Text.table
+    asked, budgets, measure, table = Text.asked, Text.budgets, Text.measure, Text.table
 
     def __init__(self, name: str) -> None:
         self.name, self.language, self.settings = name, LANGUAGES[name], SETTINGS[name]
