@@ -110,14 +110,10 @@ def drafts(model: Model, x: Tensor, known: Tensor, how: Draft,
            generator: Generator | None) -> Iterator[tuple[Tensor, Tensor]]:
     """The draft after every network pass from x (B, L, V): tokens and how sure they are, (B, L)."""
     asked = ~known.all(1)  # a finished sequence costs no more passes
-    every = bool(asked.all())
     for start, end in zip(how.times, how.times[1:]):
         s, t = (token_times(torch.full_like(x[:, 0, 0], time), known) for time in (start, end))
-        if every:
-            delta = model(x, s, t).exp()
-        else:
-            delta = torch.ones_like(x)  # of a finished sequence, which is not read
-            delta[asked] = model(x[asked], s[asked], t[asked]).exp()
+        delta = torch.ones_like(x)  # of a finished sequence, which is not read
+        delta[asked] = model(x[asked], s[asked], t[asked]).exp()
         x = how.move(x, delta, s, t)
         if how.temperature != 1:
             delta = (delta.log() / how.temperature).softmax(-1)

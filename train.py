@@ -32,6 +32,7 @@ from harness import commands, runs, speed
 from harness.checkpoints import (CHECKPOINTS, FORMAT, OBJECTIVES, Saver, baseline, build, compiled,
                                  keep_memory, read_checkpoint, ship)
 from harness.options import parse, same_file
+from harness.recipes import distilled_rows
 from harness.sitting import Sitting
 from harness.tasks import Task, check_draw
 
@@ -71,7 +72,7 @@ def fmlm_(run: Run, model: fmlm.Model, x1: Tensor, prompt: Tensor | None) -> tup
 def flow_map_times(run: Run, model: fmlm.Model, n: int) -> tuple[Tensor, Tensor, list[Target]]:
     """s, t (n,) of a batch and whom its rows learn from: an MDM at s = t = 0, the data or a teacher
     on the rest of the diagonal, the network itself off it."""
-    distilled = round(n * (run.options.distill or 0))
+    distilled = distilled_rows(n, run.options.distill)
     diagonal = distilled + round((n - distilled) * DIAGONAL)
     # At t = 1 the Lagrangian target says nothing, so that no row is pinned there.
     boundary = 0.0 if run.options.lagrangian else BOUNDARY

@@ -12,6 +12,11 @@ def decided_rows(n: int, taught: int = 0) -> slice:
     return slice(taught + rest // 4, taught + rest // 4 + rest // 2)
 
 
+def distilled_rows(n: int, share: float | None) -> int:
+    """How many rows of a batch of n an MDM teaches where --distill is this share."""
+    return round(n * (share or 0))
+
+
 def taught_rows(batch: Batch) -> int:
     """How many rows of a batch an MDM teaches."""
     return sum(target.rows for target in batch.targets if target.name == "mdm")

@@ -14,6 +14,7 @@ import argparse
 import math
 from collections.abc import Sequence
 from functools import cache
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -109,12 +110,11 @@ def shape_of(path: str, info: dict) -> sudoku.Shape:
 
 def asked(path: str, info: dict, options: argparse.Namespace) -> list[tuple[str, Sampler]]:
     """The samplers to evaluate a checkpoint with, by name. ValueError for what it cannot do."""
-    shape, objective = shape_of(path, info), info["objective"]
+    shape_of(path, info)
+    objective = info["objective"]
     if options.clues and not completes(info):
         raise ValueError(f"{path} is an {objective} trained without prompts, so it cannot solve "
                          "puzzles: leave --clues out, or train it with --puzzles")
-    for clues in options.clues or []:  # made now, so that what cannot be made is said now
-        sudoku.load_puzzles(shape, clues, options.n)
     return evaluation.samplers_of(info, options, ASIDE)
 
 
@@ -221,8 +221,12 @@ def main(arguments: list[str] | None = None) -> int:
                         help="also solve puzzles with so many clues, or minimal, symmetric or few")
     options = parser.parse_args(arguments)
     paths = options.checkpoints or [newest_checkpoint(*sudoku.SHAPES)]
-    for path in paths:  # all of them, before the first is evaluated
-        asked(path, read_checkpoint(path), options)
+    infos = {path: read_checkpoint(path) for path in paths}
+    for path, info in infos.items():  # all of them, before the first is evaluated
+        asked(path, info, options)
+    shapes = {shape_of(path, info) for path, info in infos.items()}
+    for shape, clues in product(shapes, options.clues or []):  # and what cannot be made is said
+        sudoku.load_puzzles(shape, clues, options.n)
     return evaluation.run(options, paths, evaluate, report)
 
 

@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from torch import Generator, Tensor
 
-from harness.recipes import decided_rows
+from harness.recipes import decided_rows, distilled_rows
 from harness.tasks import Draw, Task
 from sudoku import boards as rules
 from sudoku.recipe import BOARDS_FIRST, recipe
@@ -72,7 +72,7 @@ class Sudoku(Task):
                                                       device=device)]
             drawn, shown = some(boards, n), marked is not None and progress >= late
             if shown:
-                rows = decided_rows(n, round(n * (options.distill or 0)))
+                rows = decided_rows(n, distilled_rows(n, options.distill))
                 drawn[rows] = some(marked, rows.stop - rows.start)
             drawn = rules.augment(self.shape, drawn, generator)
             return drawn % self.shape.size, drawn >= self.shape.size if shown else None

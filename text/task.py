@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 
 from harness.checkpoints import LARGEST
 from harness.commands import processes, say
-from harness.recipes import decided_rows
+from harness.recipes import decided_rows, distilled_rows
 from harness.tasks import Draw, Task
 from text import corpus
 from text.pairs import BytePairs, read_merges
@@ -199,7 +199,7 @@ class Stories(Task):
             else:
                 prompt = every_other(question)
             if added:
-                rows = decided_rows(n, round(n * (options.distill or 0)))
+                rows = decided_rows(n, distilled_rows(n, options.distill))
                 asked = stories[rows]
                 prompt[rows] = ~(self.decided(asked, generator) if progress >= EITHER_WAY
                                  else self.repeated(asked))
