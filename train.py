@@ -28,7 +28,7 @@ from torch import Generator, Tensor, nn
 
 import fmlm
 from fmlm import Batch, Target, given
-from harness import commands, runs, speed
+from harness import commands, optimizers, runs, speed
 from harness.checkpoints import (CHECKPOINTS, FORMAT, OBJECTIVES, Saver, baseline, build, compiled,
                                  keep_memory, read_checkpoint, ship)
 from harness.options import parse, same_file
@@ -155,12 +155,7 @@ class Run:
         if options.sigma:  # the samplers of an MLFM read it there
             self.model.sigma.fill_(options.sigma)
         self.ema = fmlm.EMA(self.model, options.ema)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=options.lr, weight_decay=0,
-                                           fused=True)
-        for weight in self.model.parameters():  # as AdamW would at its first step: to be compared
-            self.optimizer.state[weight] = dict(step=torch.zeros((), device=self.device),
-                                                exp_avg=torch.zeros_like(weight),
-                                                exp_avg_sq=torch.zeros_like(weight))
+        self.optimizer = optimizers.make(options.optimizer, self.model, options.lr, options.bf16)
         generator = Generator(self.device).manual_seed(options.seed * world + rank)
         self.draws = fmlm.Draws(generator, self.device, rank, world)
         self.step, self.seconds, self.parts = 0, 0.0, {}
@@ -216,7 +211,8 @@ class Run:
     def update(self) -> None:
         """Clip the gradient, step, average the weights. No value is read back from a GPU."""
         lr, warmup = self.options.lr, self.options.warmup
-        self.optimizer.param_groups[0]["lr"] = learning_rate(self.progress(), self.step, lr, warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.progress(), self.step, lr, warmup)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -26,7 +26,7 @@ from harness.tasks import ROOT, TASKS, Task, load_task
 
 CHECKPOINTS = ROOT / "checkpoints"
 FORMAT = 3  # 2 had neither the state of the task nor that of the schedule: it is read as well
-TRAIN = "`python train.py`, or `python train.py sudoku9` for 9x9"
+TRAIN = f"`python train.py TASK`, TASK one of {', '.join(TASKS)}"
 OBJECTIVES = ("fmlm+", "fmlm", "flm", "mdm", "flm+")
 BASELINES = {"ar": "baselines.ar", "duo": "baselines.duo", "candi": "baselines.candi",
              "sflm": "baselines.sflm", "sflm-naive": "baselines.sflm",  # other systems' objectives

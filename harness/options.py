@@ -11,7 +11,7 @@ from harness.checkpoints import BASELINES, IN_TAU, LARGEST, OBJECTIVES, read_che
 from harness.tasks import TASKS, Task, load_task
 
 DEFAULTS = dict(objective="fmlm+", lr=2e-3, warmup=100, ema=0.999, seed=0, compile=True,
-                recipe=True, minutes=3.0, batch=128, width=64, depth=4, heads=4)
+                optimizer="adamw", recipe=True, minutes=3.0, batch=128, width=64, depth=4, heads=4)
 SIGMA = 0.5  # of MLFM's bridge, chosen on 4x4 boards; published: 0.2, in a space of embeddings
 
 
@@ -103,6 +103,8 @@ def _parser(task: Task) -> commands.Parser:
         help=f"of mlfm: size of the bridge's noise (default {SIGMA})")
     add("--lagrangian", action=switch, help="off-diagonal target: the Lagrangian identity")
     add("--recipe", action=switch, help="what the task adds to the paper's batch (default)")
+    add("--optimizer", choices=("adamw", "muon"), help="muon: of the matrices of the blocks, adamw "
+        f"of all else (default: {default['optimizer']})")
     kinds = dict(batch=commands.whole(1, 10**6), lr=commands.number(0, 10), warmup=commands.COUNT,
                  ema=commands.number(0, 0.9999999, open=False), seed=commands.SEED)
     kinds |= {name: commands.whole(1, LARGEST[name]) for name in ("width", "depth", "heads")}

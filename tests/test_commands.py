@@ -30,7 +30,8 @@ FOUR = sudoku.SHAPES["sudoku4"]
 # One solution: follow the rows and columns by hand.
 PUZZLE, SOLUTION = "1...2.4........2", "1423234132144132"
 SEVERAL, NONE = "1...............", "123....4........"
-TRAIN_ONE = "train one with `python train.py`, or `python train.py sudoku9` for 9x9"
+TRAIN_ONE = ("train one with `python train.py TASK`, TASK one of sudoku4, sudoku6, sudoku9, stories, "
+             "stories-large, text")
 BAD = {"too short": "1234", "of another size": "." * 81, "digit out of range": "5" + "." * 15,
        "a letter": "x" + "." * 15,
        "clashing clues": "11" + "." * 14}

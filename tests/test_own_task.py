@@ -347,9 +347,8 @@ def code_that_says(word: str, path: Path) -> list[str]:
     return [line for line in lines if word in line.lower()]
 
 
-# How the lines of code begin that may say it: the registry, an advice, the default of two commands.
-SAID = {"harness/tasks.py": {"TASKS = {", '"sudoku'}, "harness/checkpoints.py": {"TRAIN = "},
-        "harness/options.py": {'default = state["task"] if state else "sudoku4"'},
+# How the lines of code begin that may say it: the registry, and the default of one command.
+SAID = {"harness/tasks.py": {"TASKS = {", '"sudoku'},
         "harness/roads.py": {'add("task", nargs="?", choices=TASKS, default="sudoku6"'}}
 
 

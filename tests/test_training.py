@@ -560,6 +560,7 @@ ROADS = {"fmlm+": ("fmlm+", None, []),
          "mdm": ("mdm", None, []), "mlfm": ("mlfm", None, []),
          "an FLM's map": ("fmlm", "flm", []), "flm with prompts": ("flm", None, ["--puzzles", "5"]),
          "FLM+": ("flm+", None, []), "MDLM's weight": ("mdm", None, ["--weighting", "elbo"]),
+         "by Muon": ("fmlm+", None, ["--optimizer", "muon"]),
          "taught by an MDM": ("fmlm+", "mdm", []),
          "Lagrangian, taught by an FMLM+": ("fmlm+", "fmlm+", ["--lagrangian"])}
 
@@ -973,10 +974,12 @@ def test_a_checkpoint_of_another_format_is_refused_with_both_numbers(number, tmp
 
 def format_2(state):
     """The same run as a dictionary of format 2: no state of a task, no start of a schedule, no word
-    of prompts, and no choice of a recipe or weighting."""
-    lacks = ("state", "began", "prompted", "started", "recipe", "weighting")
+    of prompts, and no choice of a recipe, weighting or optimizer."""
+    assert state["options"]["optimizer"] == "adamw"
+    lacks = ("state", "began", "prompted", "started")
     old = {name: value for name, value in state.items() if name not in lacks}
-    options = {name: value for name, value in state["options"].items() if name not in lacks}
+    options = {name: value for name, value in state["options"].items()
+               if name not in ("recipe", "weighting", "optimizer")}
     return old | {"format": 2, "options": options}
 
 
@@ -1095,6 +1098,8 @@ RESUMING = {  # and into the part that only training reads
     "neither steps nor minutes": (["options", "steps"], lambda old: None),
     "recipe a word": (["options", "recipe"], lambda old: "yes"),
     "weighting unknown": (["options", "weighting"], lambda old: "log"),
+    "optimizer unknown": (["options", "optimizer"], lambda old: "sgd"),
+    "optimizer not its own": (["options", "optimizer"], lambda old: "muon"),
     "no teacher": (["options", "teacher"], lambda old: []),
     "teacher a number": (["options", "teacher"], lambda old: [7]),
 }
