@@ -1,4 +1,4 @@
-"""Muon, which trains the stories: whose weights it moves, and by what."""
+"""Muon: whose weights it moves, and by what."""
 
 import copy
 

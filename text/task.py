@@ -28,7 +28,7 @@ from text.stories import LANGUAGES, MOST_EVENTS, NAMES, THINGS
 from text.tokens import END, KINDS, MISSING, PAD, before_first, join, look_up, split_given
 
 SETTINGS = {  # chosen for two CPU cores
-    "stories": dict(minutes=10., batch=64, width=128, depth=4, heads=8, lr=3e-3, optimizer="muon"),
+    "stories": dict(minutes=10., batch=64, width=128, depth=4, heads=8, lr=3e-3),
     "stories-large": dict(minutes=100., batch=128, width=128, depth=8, heads=4),
     "text": dict(minutes=20., batch=128, width=128, depth=6, heads=4),
 }
