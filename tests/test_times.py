@@ -367,7 +367,8 @@ def test_few_steps_uniform_in_tau_decode_a_large_vocabulary_better_than_steps_un
     at most 0.022. With 36 words the second step falls at t = 0.5 or at tau = 0.5, t = 0.68; with 4
     words the two are at 0.5 and 0.55, alike."""
     model = vocabulary.euler(Exact(vocabulary.sequences(r)))
-    in_t, in_tau = (vocabulary.valid(model, r, 2, tau, 1000, 0) for tau in (False, True))
+    draws = (vocabulary.draw(model, 3, 2, tau, 1000, 0) for tau in (False, True))
+    in_t, in_tau = (vocabulary.valid(words, r).float().mean().item() for words in draws)
     assert (in_tau - in_t > slack) if slack > 0 else abs(in_tau - in_t) < -slack
 
 
@@ -376,6 +377,13 @@ def test_every_sequence_of_the_vocabulary_toy_is_there_once_and_valid():
     assert len(set(map(tuple, data))) == 16 and [1, 2, 0] in data and [2, 1, 3] in data
     assert [3, 0, 2] in data
     assert vocabulary.main(["-n", "0"]) == 2 and vocabulary.main(["--train", "-1"]) == 2
+
+
+def test_a_cell_of_the_vocabulary_toy_says_where_all_samples_are_one():
+    one, two = torch.tensor([[1, 1], [2, 2], [0, 0]]), torch.tensor([[1, 1], [2, 2], [0, 3]])
+    assert vocabulary.valid(one, 2).tolist() == [True, True]  # [1, 2, 0], as above
+    assert vocabulary.cell(one, vocabulary.valid(one, 2)) == "100.0 same"
+    assert vocabulary.cell(two, vocabulary.valid(two, 2)) == "50.0"
 
 
 @pytest.mark.parametrize("tau", [False, True])

@@ -62,10 +62,14 @@ def draw(model: fmlm.Model, length: int, nfe: int, tau: bool, n: int, seed: int)
                             generator=Generator().manual_seed(seed)).T
 
 
-def valid(model: fmlm.Model, r: int, nfe: int, tau: bool, n: int, seed: int) -> float:
-    """The share of n samples of three words that are valid."""
-    words = draw(model, 3, nfe, tau, n, seed)
-    return (third(*words[:2], r) == words[2]).float().mean().item()
+def valid(words: Tensor, r: int) -> Tensor:
+    """Which samples of three words, (3, n), are valid: (n,)."""
+    return third(*words[:2], r) == words[2]
+
+
+def cell(words: Tensor, right: Tensor) -> str:
+    """The share of samples, (length, n), that are right, (n,), in %; "same" where all are one."""
+    return f"{100 * right.float().mean():.1f}" + " same" * bool((words == words[:, :1]).all())
 
 
 def words_for(drawn: bool, halved: bool | None, told: bool) -> str:
@@ -118,7 +122,8 @@ def main(arguments: list[str] | None = None) -> int:
     for r in (2, 6, 16):
         model = euler(Exact(sequences(r)))
         for tau in (False, True):
-            row = [f"{100 * valid(model, r, nfe, tau, options.n, options.seed):.1f}" for nfe in NFE]
+            triples = [draw(model, 3, nfe, tau, options.n, options.seed) for nfe in NFE]
+            row = [cell(words, valid(words, r)) for words in triples]
             print(f"| V = {r * r}, uniform in {'tau' if tau else 't'} | " + " | ".join(row) + " |",
                   flush=True)
     for vocab_size, (drawn, halved, told) in product((9, 256), TRAINED if options.train else ()):
@@ -126,8 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
         model = learn_pairs(partner, drawn, options.train, options.seed, halved, told)
         for tau in (False, True):
             pairs = [draw(model, 2, nfe, tau, options.n, options.seed) for nfe in NFE]
-            row = [f"{100 * (partner[first] == second).float().mean():.1f}"
-                   for first, second in pairs]
+            row = [cell(words, partner[words[0]] == words[1]) for words in pairs]
             print(f"| pairs of {vocab_size} words, {words_for(drawn, halved, told)}, "
                   f"uniform in {'tau' if tau else 't'} | " + " | ".join(row) + " |", flush=True)
     return 0
