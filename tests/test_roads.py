@@ -20,7 +20,6 @@ import torch.nn.functional as F
 
 import sample
 import train
-import fmlm
 from baselines import mlfm
 from fmlm import (Batch, Denoiser, Draws, Target, cross_entropy, data_and_self, decoding_time,
                   denoised, flow_map, flow_map_loss, interpolate, lagrangian, masked, mdm_loss,
