@@ -7,6 +7,7 @@ import torch
 
 from fmlm import Denoiser
 from harness.optimizers import make, orthogonal
+from train import Run, parse
 
 ONES = 0.6964364094697522  # the polynomial 3.4445 s - 4.775 s^3 + 2.0315 s^5, five times, of 1
 
@@ -47,7 +48,23 @@ def test_its_matrices_are_the_four_of_every_block_and_no_other_weight():
     model = network()
     names = {id(weight): name for name, weight in model.named_parameters()}
     assert [names[id(weight)] for weight in make("muon", model, 1e-3, False).matrices] == [
-        f"blocks.{block}.{name}.weight" for block in (0, 1) for name in ("qkv", "out", "up", "down")]
+        f"blocks.{block}.{name}.weight"
+        for block in (0, 1) for name in ("qkv", "out", "up", "down")]
+
+
+@pytest.mark.parametrize("objective", ["fmlm+", "ar", "duo", "candi", "sflm", "mlfm"])
+def test_it_finds_the_blocks_of_every_system_and_moves_them(objective):
+    """The gates of a fresh network are zero: from the second step on its blocks have gradients."""
+    words = ["sudoku4", "--objective", objective, "--optimizer", "muon", "--steps", "5", "--batch",
+             "8", "--width", "8", "--depth", "3", "--heads", "1", "--no-compile", "--device", "cpu"]
+    options, task, _ = parse(words)
+    run = Run(options, task)
+    before = [weight.detach().clone() for weight in run.optimizer.matrices]
+    for _ in range(4):
+        run.loss(run.network, run.draw()).backward()
+        run.update()
+    assert len(before) == 3 * 4 and run.finite()
+    assert not any(map(torch.equal, before, run.optimizer.matrices))
 
 
 def test_two_steps_of_a_matrix_by_hand():
