@@ -21,18 +21,18 @@ class Muon(torch.optim.AdamW):
 
     def __init__(self, network: nn.Module, lr: float, bf16: bool = False) -> None:
         blocks = [module for module in network.modules() if isinstance(module, Block)]
-        self.matrices = [linear.weight for block in blocks
-                         for linear in (block.qkv, block.out, block.up, block.down)]
+        matrices = [linear.weight for block in blocks
+                    for linear in (block.qkv, block.out, block.up, block.down)]
         self.dtype = torch.bfloat16 if bf16 else torch.float32
-        own = set(self.matrices)
+        own = set(matrices)
         super().__init__([weight for weight in network.parameters() if weight not in own], lr=lr,
                          weight_decay=0, fused=True)
-        self.add_param_group({"params": self.matrices})
+        self.add_param_group({"params": matrices})
 
     @torch.no_grad()
     def step(self) -> None:
-        alike: dict = {}  # matrices of one shape are made orthogonal together
-        for weight in self.matrices:
+        group, alike = self.param_groups[1], {}  # those of one shape are made orthogonal together
+        for weight in group["params"]:
             if weight.grad is not None:
                 alike.setdefault(weight.shape, []).append(weight)
         for shape, weights in alike.items():
@@ -41,7 +41,7 @@ class Muon(torch.optim.AdamW):
             torch._foreach_lerp_(momenta, gradients, 1 - self.MOMENTUM)
             ahead = torch.stack(torch._foreach_lerp(gradients, momenta, self.MOMENTUM))
             steps = orthogonal(ahead.to(self.dtype)).to(weights[0].dtype)
-            size = self.param_groups[1]["lr"] * 0.2 * max(shape) ** 0.5
+            size = group["lr"] * 0.2 * max(shape) ** 0.5
             torch._foreach_add_(weights, steps.unbind(), alpha=-size)
             for weight in weights:  # what has no gradient AdamW passes over
                 weight.grad = None
@@ -64,9 +64,9 @@ def make(name: str, network: nn.Module, lr: float, bf16: bool) -> torch.optim.Op
     """The optimizer "adamw" or "muon" of a network, with a state as after no step."""
     optimizer = (Muon(network, lr, bf16) if name == "muon" else
                  torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=0, fused=True))
-    own = set(getattr(optimizer, "matrices", ()))
-    for weight in network.parameters():  # as it would be at the first step: to be compared
-        averages = ("exp_avg",) if weight in own else ("exp_avg", "exp_avg_sq")
-        optimizer.state[weight] = dict(step=torch.zeros((), device=weight.device))
-        optimizer.state[weight] |= {name: torch.zeros_like(weight) for name in averages}
+    averages = ("exp_avg", "exp_avg_sq"), ("exp_avg",)  # of Muon's matrices one
+    for group, names in zip(optimizer.param_groups, averages):
+        for weight in group["params"]:  # as it would be at the first step: to be compared
+            optimizer.state[weight] = dict(step=torch.zeros((), device=weight.device))
+            optimizer.state[weight] |= {name: torch.zeros_like(weight) for name in names}
     return optimizer
