@@ -26,7 +26,7 @@ from torch import Generator, Tensor
 
 from fmlm import Model, flow_map, inverse_decoding_time, one_hot, token_times
 from harness import commands, speed, terminal
-from harness.attempts import JUDGES, attempts, judge_by_rules, judge_for
+from harness.attempts import JUDGES, attempts, tries_of
 from harness.checkpoints import completes, load_checkpoint, newest_checkpoint, task_of
 from harness.measure import check_tokens, usual
 from harness.samplers import Sampler, choose_sampler
@@ -324,18 +324,12 @@ def main(arguments: list[str] | None = None) -> int:
     most, answer = options.attempts, None
     if most is None and solving and sampler.chance and info["objective"] in JUDGES:
         most = task.attempts
-    if most is None and (options.check_rules or options.believe):
-        raise ValueError("--check-rules and --believe choose among attempts: say how many by "
-                         "--attempts")
-    if most is not None:
-        decides = (judge_by_rules(task) if options.check_rules
-                   else judge_for(info["objective"], task))
-        decides = decides._replace(believe=options.believe or decides.believe)
+    tries = tries_of(info["objective"], task, most, options.check_rules, options.believe)
     start = time.perf_counter()
     with precise:
         nfe = options.nfe or usual(info["objective"], len(task.coords), [4])[0]
-        if most is not None:
-            answer = attempts(sampler, model, given, nfe, most, decides, generator)
+        if tries:
+            answer = attempts(sampler, model, given, nfe, *tries, generator)
             tokens, passes = answer.tokens, int(answer.passes.max())
         else:
             tokens, _, used, trace = sampler.complete(model, given, nfe, generator)

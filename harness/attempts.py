@@ -127,6 +127,19 @@ def judge_by_rules(task: Task) -> Judge:
     return Judge(by_rules, passes=0, views=task.views)
 
 
+def tries_of(objective: str, task: Task, most: int | None, by_rules: bool,
+             believe: float | None = None) -> tuple[int, Judge] | None:
+    """How many attempts a command line asks for, and who judges them; None where it asks for none.
+    ValueError for an objective that cannot judge, or for how to judge without attempts."""
+    if most is None:
+        if by_rules or believe:
+            asked = "--check-rules" if by_rules else "--believe"
+            raise ValueError(f"{asked} chooses among attempts: say how many by --attempts")
+        return None
+    judge = judge_by_rules(task) if by_rules else judge_for(objective, task)
+    return most, judge._replace(believe=believe or judge.believe)
+
+
 def in_batches(score: Callable[..., Tensor], model: Model, tokens: Tensor, known: Tensor,
                generator: Generator | None) -> Tensor:
     return torch.cat([score(model, *part, generator=generator)

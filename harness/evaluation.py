@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 
 from fmlm import Denoiser
 from harness import commands
-from harness.attempts import Judge, attempts, judge_by_rules, judge_for
+from harness.attempts import Judge, attempts, tries_of
 from harness.checkpoints import BASELINES, IN_TAU, task_of
 from harness.measure import likelihood_bound, own_likelihood
 from harness.samplers import Sampler, choose_sampler, samplers_for
@@ -53,11 +53,11 @@ def samplers_of(info: dict, options: argparse.Namespace,
                 aside: Sequence[str]) -> list[tuple[str, Sampler]]:
     """The samplers to evaluate a checkpoint with, by name: those asked for, or all that suit, but
     for those aside. ValueError for one that does not, or attempts or an NFE that cannot be."""
-    tries, objective = tries_of(info, options), info["objective"]
+    task, objective = task_of(info), info["objective"]
+    tries = tries_of(objective, task, options.attempts, options.check_rules)
     names = options.sampler or [name for name in samplers_for(objective) if name not in aside]
     chosen = [choose_sampler(objective, name, options.threshold) for name in names]
     if objective not in BASELINES:  # no sequence at all: a sampler says what it cannot do
-        task = task_of(info)
         nothing = torch.zeros(0, len(task.coords), dtype=torch.int64)
         for (_, sampler), nfe in product(chosen, options.nfe or []):
             sampler.run(argparse.Namespace(vocab_size=task.vocab_size), nothing, nothing.bool(),
@@ -65,17 +65,6 @@ def samplers_of(info: dict, options: argparse.Namespace,
     if tries and tries[0] > 1:  # for what draws the same there is no second
         chosen = [(name, each) for name, each in chosen if each.chance or options.sampler]
     return chosen
-
-
-def tries_of(info: dict, options: argparse.Namespace) -> tuple[int, Judge] | None:
-    """How many attempts there are, and who judges them. ValueError for who cannot."""
-    if options.check_rules and not options.attempts:
-        raise ValueError("--check-rules chooses among attempts: say how many by --attempts")
-    if not options.attempts:
-        return None
-    task = task_of(info)
-    return options.attempts, (judge_by_rules(task) if options.check_rules else
-                              judge_for(info["objective"], task))
 
 
 def complete(model: Denoiser, sampler: Sampler, given: Tensor, nfe: int, generator: Generator,

@@ -22,7 +22,7 @@ from torch import Generator, Tensor
 
 import fmlm
 from harness import commands, evaluation
-from harness.attempts import Judge
+from harness.attempts import Judge, tries_of
 from harness.checkpoints import (completes, load_checkpoint, newest_checkpoint, read_checkpoint,
                                  task_of)
 from harness.measure import posterior, share, usual
@@ -124,7 +124,7 @@ def evaluate(path: str, options: argparse.Namespace) -> dict:
     draws."""
     model, info = load_checkpoint(path, options.device, options.compile)
     task, objective, samplers = task_of(info), info["objective"], asked(path, info, options)
-    shape, tries = task.shape, evaluation.tries_of(info, options)
+    shape, tries = task.shape, tries_of(objective, task, options.attempts, options.check_rules)
     draws = lambda: Generator(options.device).manual_seed(options.seed)
     document = evaluation.head(path, info, model, options)
     document["unconditional"] = [
