@@ -16,6 +16,7 @@ import signal
 if __name__ == "__main__":  # Ctrl-C while torch is imported ends it without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -164,6 +165,12 @@ def at_most_tokens(rounds: int, tokens: Tensor) -> int:
     return rounds
 
 
+def check_threshold(threshold: float) -> float:
+    if not threshold >= 0:
+        raise ValueError(f"threshold must be a probability, or inf for never, got {threshold}")
+    return threshold
+
+
 def flow_map_sampler(model: Model, tokens: Tensor, known: Tensor, steps: int, tau: bool = False,
                      **options) -> Tensor:
     """Noise to data in `steps` jumps z <- X_{s,t}(z); the last returns delta_{s,1} (2602.16813).
@@ -213,9 +220,7 @@ def posterior_refinement(model: Model, tokens: Tensor, known: Tensor, rounds: in
     Raises ValueError for a negative threshold.
     """
     rounds = at_most_tokens(rounds, tokens)
-    threshold = 1 - 0.05 / rounds if threshold is None else threshold
-    if not threshold >= 0:
-        raise ValueError(f"threshold must be a probability, or inf for never, got {threshold}")
+    threshold = check_threshold(1 - 0.05 / rounds if threshold is None else threshold)
 
     def rule(confidence: Tensor, choice: Tensor, rounds_left: int) -> Tensor:
         budget = uniform_budget(confidence, choice, rounds_left)
@@ -226,6 +231,35 @@ def posterior_refinement(model: Model, tokens: Tensor, known: Tensor, rounds: in
 
     how = Draft(uniform_times(flow_steps), fresh=fresh)
     return refine(model, tokens, known, rounds, how, rule, reopen, **options)
+
+
+def cosine_budget(unknown: Tensor, rounds_left: int, rounds: int) -> Tensor:
+    """Few tokens first: of n at the start n cos(pi r / 2R) are left after round r of R (MaskGIT,
+    2202.04200). Who is ahead shares what is left alike. (B, L) bool to (B, 1) int."""
+    now, then = (math.cos(math.pi / 2 * (1 - left / rounds))
+                 for left in (rounds_left, rounds_left - 1))
+    return (unknown.sum(1, keepdim=True) * (1 - then / now)).ceil().long()
+
+
+def left_to_right(model: Model, tokens: Tensor, known: Tensor, rounds: int,
+                  threshold: float = 0.999, how: Draft = Draft([0, 1]), **options) -> Tensor:
+    """What is sure, and where that is less than the cosine budget the *leftmost* tokens (ours).
+
+    In a text what comes first decides the rest: to commit the surest first, as Posterior Refinement
+    does, commits padding and full stops, and all must agree later with what these left open. Where
+    the draft is delta_{0,1} (default) this is Posterior Refinement in another order; `how` gives
+    its foils the same rule. threshold: of p_max. NFE = rounds, less where all is committed before.
+    Raises ValueError for rounds outside 1 ... L and for a negative threshold.
+    """
+    rounds, threshold = at_most_tokens(rounds, tokens), check_threshold(threshold)
+    places = torch.arange(tokens.shape[-1], 0, -1, device=tokens.device)
+
+    def rule(confidence: Tensor, unknown: Tensor, rounds_left: int) -> Tensor:
+        sure = confidence >= threshold
+        order = places + sure * len(places)
+        return sure | surest(order, unknown, cosine_budget(unknown, rounds_left, rounds))
+
+    return refine(model, tokens, known, rounds, how, rule, **options)
 
 
 def a_priori_confidence(model: Model, tokens: Tensor, known: Tensor, rounds: int,
@@ -274,18 +308,22 @@ def drafts_of(flow_steps: int, model: Model, tokens: Tensor, known: Tensor, nfe:
                                 **options)
 
 
+A_PRIORI, MASKED = Draft([0, 0], draw="sample"), Draft([0, 0], noise=0, draw="sample")
 SAMPLERS = {  # the first that suits an objective is its default
     "posterior": Sampler(posterior_refinement, ("fmlm+",)),
     "posterior-reopened": Sampler(partial(posterior_refinement, reopen=True), ("fmlm+",)),
     "posterior-4": Sampler(partial(drafts_of, 4), ("fmlm+",)),
     "posterior-8": Sampler(partial(drafts_of, 8), ("fmlm+",)),
+    "posterior-left": Sampler(left_to_right, ("fmlm+",)),
     "a-priori": Sampler(a_priori_confidence, ("fmlm+", "flm+")),
     "a-priori-sampled": Sampler(partial(a_priori_confidence, draw="sample"), ("fmlm+", "flm+")),
+    "a-priori-left": Sampler(partial(left_to_right, how=A_PRIORI), ("fmlm+", "flm+")),
     "flow-map-tau": Sampler(partial(flow_map_sampler, tau=True), ("flm", "fmlm")),
     "flow-map": Sampler(flow_map_sampler, ("flm", "fmlm", "fmlm+", "flm+")),
     "block": Sampler(blocks_of_one_pass, ("fmlm+",)),
     "confidence": Sampler(mdm_confidence, ("mdm",), chance=False),
     "confidence-sampled": Sampler(partial(mdm_confidence, draw="sample"), ("mdm",)),
+    "confidence-left": Sampler(partial(left_to_right, how=MASKED), ("mdm",)),
     "ancestral": Sampler(mdm_ancestral, ("mdm",)),
 }
 

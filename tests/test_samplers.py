@@ -17,9 +17,10 @@ from baselines.mlfm import token_promotion
 from fmlm import decoding_time
 from harness import evaluation
 from harness.checkpoints import OBJECTIVES
-from sample import (Draft, Pass, a_priori_confidence, block_diffusion, choose_sampler,
-                    flow_map_sampler, mdm_ancestral, mdm_confidence, posterior_refinement, refine,
-                    sample_words, surest, uniform_budget)
+from sample import (A_PRIORI, MASKED, Draft, Pass, a_priori_confidence, block_diffusion,
+                    choose_sampler, cosine_budget, flow_map_sampler, left_to_right, mdm_ancestral,
+                    mdm_confidence, posterior_refinement, refine, sample_words, surest,
+                    uniform_budget)
 from toy.exact import Exact, ExactBridge
 
 SAMPLERS = sample.SAMPLERS | mlfm.SAMPLERS
@@ -113,6 +114,11 @@ EVERY = {
                                 [(0, 0.5), (0.5, 1)] * 2, True),
     "posterior, reopened": (lambda *a, **k: posterior_refinement(*a, rounds=3, reopen=True, **k), 3,
                             [(0, 1)] * 3, True),
+    "left to right": (lambda *a, **k: left_to_right(*a, rounds=3, **k), 3, [(0, 1)] * 3, True),
+    "left to right, a priori": (lambda *a, **k: left_to_right(*a, rounds=3, how=A_PRIORI, **k), 3,
+                                [(0, 0)] * 3, True),
+    "left to right, masked": (lambda *a, **k: left_to_right(*a, rounds=3, how=MASKED, **k), 3,
+                              [(0, 0)] * 3, False),
     "a priori": (lambda *a, **k: a_priori_confidence(*a, rounds=3, **k), 3, [(0, 0)] * 3, True),
     "a priori, sampled": (lambda *a, **k: a_priori_confidence(*a, rounds=3, draw="sample", **k), 3,
                           [(0, 0)] * 3, True),
@@ -207,8 +213,9 @@ def test_the_trace_holds_one_pass_each_with_draft_and_confidence(run, nfe, times
         assert ((record.confidence - judged).abs() < 1e-6)[s < 1].all()
         assert record.committed.dtype == torch.bool
         assert record.draft.shape == record.committed.shape == (4, 5)
-    if run not in [EVERY[name][0] for name in ("a priori, sampled", "confidence, sampled",
-                                               "ancestral", "promotion")]:
+    if run not in [EVERY[name][0] for name in (
+            "a priori, sampled", "confidence, sampled", "ancestral", "promotion",
+            "left to right, a priori", "left to right, masked")]:
         assert (drafts == torch.tensor(BEST)).all()
     ends = [i for i in range(len(times)) if (times * 2)[i + 1][0] == times[0][0]]
     between = [record for i, record in enumerate(trace) if i not in ends]
@@ -293,6 +300,10 @@ def test_tokens_of_a_wrong_shape_type_or_value_are_refused(run, nfe, times, nois
     (lambda *a: posterior_refinement(*a, rounds=1, threshold=-0.01), "threshold"),
     (lambda *a: posterior_refinement(*a, rounds=1, threshold=-math.inf), "threshold"),
     (lambda *a: posterior_refinement(*a, rounds=1, threshold=math.nan), "threshold"),
+    (lambda *a: left_to_right(*a, rounds=0), "at least one"),
+    (lambda *a: left_to_right(*a, rounds=6), "6 rounds"),
+    (lambda *a: left_to_right(*a, rounds=1, threshold=-0.01), "threshold"),
+    (lambda *a: left_to_right(*a, rounds=1, threshold=math.nan), "threshold"),
     (lambda *a: a_priori_confidence(*a, rounds=0), "at least one"),
     (lambda *a: a_priori_confidence(*a, rounds=6), "6 rounds"),
     (lambda *a: a_priori_confidence(*a, rounds=1, draw="beam"), "draw"),
@@ -324,7 +335,7 @@ def test_settings_that_make_no_sense_are_refused(call, message):
 
 
 def test_as_many_rounds_as_tokens_are_allowed_and_for_ancestral_more():
-    for run in posterior_refinement, a_priori_confidence, mdm_confidence:
+    for run in posterior_refinement, left_to_right, a_priori_confidence, mdm_confidence:
         model = Scripted()
         run(model, *nothing(1, 5), 5)
         assert len(model.calls) == 5
@@ -631,6 +642,9 @@ def test_a_token_exactly_at_the_threshold_is_sure():
                         threshold=1)[0][:2] == [[[0, 1]], [[3]]]
     assert committed_by(posterior_refinement, FIXED, *nothing(1, 5), rounds=4,
                         threshold=0)[0] == [[[0, 1, 2, 3, 4]]]
+    table = [[0.6, 0.4], *table[:3]]
+    assert committed_by(left_to_right, table, *nothing(1, 4), rounds=4,
+                        threshold=1)[0][0] == [[1, 2]]
 
 
 def test_sequences_of_a_batch_commit_each_for_itself():
@@ -843,6 +857,65 @@ def test_to_keep_the_surest_drawn_token_prefers_likely_sequences():
     assert follows(drawn, Exact(THREE.sequences, law))
 
 
+# ---- left to right
+
+def test_the_cosine_budget_leaves_n_cos_of_a_quarter_turn_by_rounds():
+    """40 tokens in 4 rounds: 40 (1 - cos 22.5) = 3.05, so 4; 36 (1 - cos 45 / cos 22.5) = 8.45, so
+    9; 27 (1 - cos 67.5 / cos 45) = 12.39, so 13; and the 14 that are left."""
+    unknown, taken = torch.ones(1, 40, dtype=torch.bool), []
+    for rounds_left in (4, 3, 2, 1):
+        count = cosine_budget(unknown, rounds_left, 4)
+        assert count.shape == (1, 1) and count.dtype == torch.int64
+        taken.append(int(count))
+        unknown[0, :sum(taken)] = False
+    assert taken == [4, 9, 13, 14]
+    assert cosine_budget(torch.tensor([[True] * 5, [True] + [False] * 4, [False] * 5]), 3,
+                         3).tolist() == [[1], [1], [0]]  # 5 (1 - cos 30) = 0.67
+
+
+def test_left_to_right_commits_the_leftmost_where_none_is_sure():
+    """5 tokens in 3 rounds: 1, then 4 (1 - cos 60 / cos 30) = 1.69, so 2, then the other 2."""
+    rounds, result = committed_by(left_to_right, FIXED, *nothing(1, 5), rounds=3)
+    assert rounds == [[[0]], [[1, 2]], [[3, 4]]] and result.tolist() == [BEST]
+
+
+@pytest.mark.parametrize("threshold, first", [
+    (0.5, [0, 1, 3, 4]), (0.75, [1, 3]), (0.85, [0, 1]), (0.9, [0, 1]), (0.95, [0, 1]),
+    (0, [0, 1, 2, 3, 4]), (math.inf, [0, 1])])
+def test_what_is_sure_counts_to_the_budget_and_the_leftmost_fill_it(threshold, first):
+    """p_max 0.7 0.9 0.4 0.8 0.6, 2 rounds, 5 (1 - cos 45) = 1.46, so a budget of 2: two sure tokens
+    fill it, one leaves room for the first of the others, four are all committed."""
+    rounds, _ = committed_by(left_to_right, FIXED, *nothing(1, 5), rounds=2, threshold=threshold)
+    assert rounds[0] == [first]
+
+
+def test_left_to_right_does_not_commit_the_leftmost_beside_enough_sure_tokens_further_right():
+    table = [[0.6, 0.4], [0.6, 0.4], [0.0005, 0.9995], [0.0005, 0.9995], [0.998, 0.002]]
+    rounds, _ = committed_by(left_to_right, table, *nothing(1, 5), rounds=2)
+    assert rounds == [[[2, 3]], [[0, 1, 4]]]
+
+
+def test_left_to_right_each_sequence_has_its_own_left_end_and_budget():
+    """4 rounds. Row 2 knows 3 tokens of 5; its budgets are 1, 1. Row 1: 5 (1 - cos 22.5) = 0.38;
+    4 (1 - cos 45 / cos 22.5) = 0.94; 3 (1 - cos 67.5 / cos 45) = 1.38, so 1, 1, 2, 1."""
+    tokens, known = puzzle([None] * 5, [0, None, 0, None, 0])
+    rounds, _ = committed_by(left_to_right, FIXED, tokens, known, rounds=4)
+    assert rounds == [[[0], [1]], [[1], [3]], [[2, 3], []], [[4], []]]
+
+
+def test_left_to_right_the_exact_draft_is_always_sure_and_its_foils_read_the_marginals():
+    """One pass of the exact delta_{0,1} is a whole sequence; drawn from equal marginals, in one
+    round, half of the pairs are none. One token a round draws from the exact law."""
+    model = Recorded(TWO)
+    assert follows(left_to_right(model, *nothing(4000, 2), 2, generator=seeded()), TWO)
+    assert len(model.calls) == 1
+    for how in A_PRIORI, MASKED:
+        samples = left_to_right(TWO, *nothing(4000, 2), 1, how=how, generator=seeded())
+        assert close(float((samples[:, 0] == samples[:, 1]).double().mean()), 0.5, 4000)
+        drawn = left_to_right(THREE, *nothing(4000, 3), 3, how=how, generator=seeded())
+        assert follows(drawn, THREE)
+
+
 # ---- a-priori confidence, and masked diffusion
 
 @pytest.mark.parametrize("run", [a_priori_confidence, mdm_confidence])
@@ -975,8 +1048,9 @@ def test_a_sampler_of_the_table_refuses_fewer_passes_than_one(name, nfe):
         SAMPLERS[name].run(Scripted(), *nothing(1, 5), nfe)
 
 
-@pytest.mark.parametrize("name", ["posterior", "posterior-reopened", "a-priori", "a-priori-sampled",
-                                  "block", "confidence", "confidence-sampled"])
+@pytest.mark.parametrize("name", ["posterior", "posterior-reopened", "posterior-left", "a-priori",
+                                  "a-priori-sampled", "a-priori-left", "block", "confidence",
+                                  "confidence-sampled", "confidence-left"])
 def test_a_sampler_of_the_table_that_commits_in_every_pass_refuses_more_passes_than_tokens(name):
     with pytest.raises(ValueError, match="6 rounds"):
         SAMPLERS[name].run(Scripted(), *nothing(1, 5), 6)
@@ -997,11 +1071,12 @@ def test_the_names_of_the_table_stand_for_what_they_say():
         seen[name] = (t.unique().tolist(), noisy, len(result.unique(dim=0)) > 1)
     assert seen == {"posterior": ([1], True, False), "posterior-reopened": ([1], True, False),
                     "posterior-4": ([0.5], True, False), "posterior-8": ([0.5], True, False),
+                    "posterior-left": ([1], True, False), "a-priori-left": ([0], True, True),
                     "a-priori": ([0], True, False), "a-priori-sampled": ([0], True, True),
                     "flow-map-tau": ([pytest.approx(0.488196, abs=1e-6)], True, False),
                     "promotion": ([pytest.approx(0.94)], True, True),
                     "flow-map": ([0.5], True, False), "block": ([1], True, False),
-                    "confidence": ([0], False, False),
+                    "confidence": ([0], False, False), "confidence-left": ([0], False, True),
                     "confidence-sampled": ([0], False, True), "ancestral": ([0], False, True)}
 
 
@@ -1010,11 +1085,12 @@ def test_an_objective_has_a_default_sampler_and_refuses_those_it_was_not_trained
                "mdm": "confidence", "mlfm": "promotion", "flm+": "a-priori"}
     assert {objective: choose_sampler(objective)[0] for objective in default} == default
     assert {*OBJECTIVES, "mlfm"} == {*default}
-    suits = {"fmlm+": {"posterior", "posterior-reopened", "posterior-4", "posterior-8", "a-priori",
-                       "a-priori-sampled", "flow-map", "block"}, "mlfm": {"promotion"},
+    suits = {"fmlm+": {"posterior", "posterior-reopened", "posterior-4", "posterior-8",
+                       "posterior-left", "a-priori", "a-priori-sampled", "a-priori-left",
+                       "flow-map", "block"}, "mlfm": {"promotion"},
              "flm": {"flow-map", "flow-map-tau"}, "fmlm": {"flow-map", "flow-map-tau"},
-             "flm+": {"flow-map", "a-priori", "a-priori-sampled"},
-             "mdm": {"confidence", "confidence-sampled", "ancestral"}}
+             "flm+": {"flow-map", "a-priori", "a-priori-sampled", "a-priori-left"},
+             "mdm": {"confidence", "confidence-sampled", "confidence-left", "ancestral"}}
     for objective, names in suits.items():
         for name in SAMPLERS:
             if name in names:
