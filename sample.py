@@ -138,6 +138,8 @@ def sample_words(p: Tensor, u: Tensor) -> Tensor:
 # 2. The samplers
 # --------------------------------------------------------------------------------------------------
 
+A_PRIORI, MASKED = Draft([0, 0], draw="sample"), Draft([0, 0], noise=0, draw="sample")
+
 
 def surest(confidence: Tensor, among: Tensor, count: Tensor | int) -> Tensor:
     """The `count` tokens, an int or (B, 1), of highest confidence among these: (B, L) bool."""
@@ -285,8 +287,7 @@ def mdm_ancestral(model: Model, tokens: Tensor, known: Tensor, steps: int,
         u = torch.rand(unknown.shape, generator=generator, device=unknown.device)
         return u < 1 / steps_left
 
-    how = Draft([0, 0], noise=0, draw="sample")
-    return refine(model, tokens, known, steps, how, rule, generator=generator, **options)
+    return refine(model, tokens, known, steps, MASKED, rule, generator=generator, **options)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -308,7 +309,6 @@ def drafts_of(flow_steps: int, model: Model, tokens: Tensor, known: Tensor, nfe:
                                 **options)
 
 
-A_PRIORI, MASKED = Draft([0, 0], draw="sample"), Draft([0, 0], noise=0, draw="sample")
 SAMPLERS = {  # the first that suits an objective is its default
     "posterior": Sampler(posterior_refinement, ("fmlm+",)),
     "posterior-reopened": Sampler(partial(posterior_refinement, reopen=True), ("fmlm+",)),

@@ -50,10 +50,14 @@ def parser(name: str, what: str, samplers: Sequence[str], aside: Sequence[str], 
     return parser
 
 
+Tries = tuple[int, Judge] | None  # how many attempts, and who judges them; None: one, unjudged
+
+
 def samplers_of(info: dict, options: argparse.Namespace,
-                aside: Sequence[str]) -> list[tuple[str, Sampler]]:
+                aside: Sequence[str]) -> tuple[list[tuple[str, Sampler]], Tries]:
     """The samplers to evaluate a checkpoint with, by name: those asked for, or all that suit, but
-    for those aside. ValueError for one that does not, or attempts or an NFE that cannot be."""
+    for those aside; and their tries. ValueError for a sampler that does not suit, or attempts or an
+    NFE that cannot be."""
     task, objective = task_of(info), info["objective"]
     tries = tries_of(objective, task, options.attempts, options.check_rules)
     names = options.sampler or [name for name in samplers_for(objective) if name not in aside]
@@ -65,11 +69,11 @@ def samplers_of(info: dict, options: argparse.Namespace,
                         nfe)
     if tries and tries[0] > 1:  # for what draws the same there is no second
         chosen = [(name, each) for name, each in chosen if each.chance or options.sampler]
-    return chosen
+    return chosen, tries
 
 
 def complete(model: Denoiser, sampler: Sampler, given: Tensor, nfe: int, generator: Generator,
-             tries: tuple[int, Judge] | None) -> tuple[Tensor, Tensor | None, dict]:
+             tries: Tries) -> tuple[Tensor, Tensor | None, dict]:
     """Complete `given` (n, L), in at most so many attempts, so judged, if there are `tries`.
     Returns sequences (n, L), which are believed, (n,) bool or None, and the passes they took."""
     if not tries:

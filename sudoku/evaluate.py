@@ -22,7 +22,6 @@ from torch import Generator, Tensor
 
 import fmlm
 from harness import commands, evaluation
-from harness.attempts import Judge, tries_of
 from harness.checkpoints import (completes, load_checkpoint, newest_checkpoint, read_checkpoint,
                                  task_of)
 from harness.measure import posterior, share, usual
@@ -39,7 +38,7 @@ BUDGETS = {4: [1, 2, 4, 8, 16], 6: [1, 3, 9, 27], 9: [1, 3, 9, 27, 81]}  # defau
 
 
 def unconditional(shape: sudoku.Shape, model: fmlm.Denoiser, sampler: Sampler, nfe: int, n: int,
-                  generator: Generator, tries: tuple[int, Judge] | None = None) -> dict:
+                  generator: Generator, tries: evaluation.Tries = None) -> dict:
     """Draw n boards from nothing: the share that is valid, how many different valid boards there
     are, and the passes they took; with `tries`, of `complete`, how many were believed and wrong."""
     nothing = torch.full((n, shape.cells), -1, device=generator.device)
@@ -65,7 +64,7 @@ def difficulty(shape: sudoku.Shape, clues: int | str, n: int) -> Tensor:
 
 def puzzles(shape: sudoku.Shape, model: fmlm.Denoiser, sampler: Sampler, nfe: int, n: int,
             clues: int | str, generator: Generator,
-            tries: tuple[int, Judge] | None = None) -> dict:
+            tries: evaluation.Tries = None) -> dict:
     """Solve n held-out puzzles that have one solution: the share for which it was found, and of
     those that singles alone solve, that want one guess, and more (`sudoku.guesses`), how many."""
     given, solutions = (part.to(generator.device) for part in sudoku.load_puzzles(shape, clues, n))
@@ -108,8 +107,10 @@ def shape_of(path: str, info: dict) -> sudoku.Shape:
     return sudoku.SHAPES[info["task"]]
 
 
-def asked(path: str, info: dict, options: argparse.Namespace) -> list[tuple[str, Sampler]]:
-    """The samplers to evaluate a checkpoint with, by name. ValueError for what it cannot do."""
+def asked(path: str, info: dict,
+          options: argparse.Namespace) -> tuple[list[tuple[str, Sampler]], evaluation.Tries]:
+    """The samplers to evaluate a checkpoint with, by name, and their tries. ValueError for what it
+    cannot do."""
     shape_of(path, info)
     objective = info["objective"]
     if options.clues and not completes(info):
@@ -123,8 +124,8 @@ def evaluate(path: str, options: argparse.Namespace) -> dict:
     the seed alone: it is the same whatever else was asked, and two checkpoints meet the same
     draws."""
     model, info = load_checkpoint(path, options.device, options.compile)
-    task, objective, samplers = task_of(info), info["objective"], asked(path, info, options)
-    shape, tries = task.shape, tries_of(objective, task, options.attempts, options.check_rules)
+    task, objective = task_of(info), info["objective"]
+    shape, (samplers, tries) = task.shape, asked(path, info, options)
     draws = lambda: Generator(options.device).manual_seed(options.seed)
     document = evaluation.head(path, info, model, options)
     document["unconditional"] = [

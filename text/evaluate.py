@@ -27,7 +27,6 @@ from torch import Generator, Tensor
 
 from fmlm import Model, one_hot
 from harness import commands, evaluation
-from harness.attempts import tries_of
 from harness.checkpoints import (ONE_BY_ONE, baseline, completes, load_checkpoint,
                                  newest_checkpoint, read_checkpoint, task_of)
 from harness.measure import BATCH, share, usual
@@ -149,8 +148,7 @@ def evaluate(path: str, options: argparse.Namespace) -> dict:
     task, objective = language_of(path, info), info["objective"]
     stories, length = isinstance(task, Stories), len(task.coords)
     draws = lambda: Generator(options.device).manual_seed(options.seed)
-    samplers = evaluation.samplers_of(info, options, ASIDE)
-    tries = tries_of(objective, task, options.attempts, options.check_rules)
+    samplers, tries = evaluation.samplers_of(info, options, ASIDE)
     if stories:
         given, law = task.held_out(options.n), task.language.draw(options.n, draws())
         prompts = {"puzzles": task.questions(given), "gaps": task.gaps(given)}
