@@ -210,7 +210,7 @@ def block_diffusion(model: Model, tokens: Tensor, known: Tensor, block_length: i
 
 def posterior_refinement(model: Model, tokens: Tensor, known: Tensor, rounds: int,
                          threshold: float | None = None, flow_steps: int = 1, fresh: bool = True,
-                         reopen: bool = False, **options) -> Tensor:
+                         reopen: bool = False, early: bool = False, **options) -> Tensor:
     """Posterior Refinement (2606.24773): draft the whole sequence with delta_{0,1}, commit what is
     sure *given the draft* (p_max >= threshold) and at least the uniform budget, give the rest fresh
     noise, repeat. NFE = rounds * flow_steps, less where all tokens are committed before.
@@ -218,28 +218,44 @@ def posterior_refinement(model: Model, tokens: Tensor, known: Tensor, rounds: in
     threshold: published 0.999; math.inf never commits more than the budget. Default (ours):
     1 - 0.05 / rounds, since who has more rounds to wait can ask for more. `fresh` = False keeps the
     first noise. `reopen` (ours): as many tokens are kept as ever, but the surest of all that were
-    generated: a later, surer draft takes the place of an early doubtful one.
-    Raises ValueError for a negative threshold.
+    generated: a later, surer draft takes the place of an early doubtful one. `early` (ours): the
+    budget is large first, for from nothing the tokens of one draft fit each other.
+    Raises ValueError for a negative threshold, or for a budget that is to be early and reopened.
     """
     rounds = at_most_tokens(rounds, tokens)
     threshold = check_threshold(1 - 0.05 / rounds if threshold is None else threshold)
+    if early and reopen:
+        raise ValueError("a budget is either early or reopened")
 
     def rule(confidence: Tensor, choice: Tensor, rounds_left: int) -> Tensor:
         budget = uniform_budget(confidence, choice, rounds_left)
         if reopen:
             share = choice.sum(1, keepdim=True) * (rounds - rounds_left + 1)
             budget = surest(confidence, choice, ceil_divide(share, rounds))
+        if early:
+            budget = surest(confidence, choice,
+                            scheduled(many_first, choice, rounds_left, rounds))
         return (confidence >= threshold) | budget
 
     how = Draft(uniform_times(flow_steps), fresh=fresh)
     return refine(model, tokens, known, rounds, how, rule, reopen, **options)
 
 
-def cosine_budget(unknown: Tensor, rounds_left: int, rounds: int) -> Tensor:
-    """Few tokens first: of n at the start n cos(pi r / 2R) are left after round r of R (MaskGIT,
-    2202.04200). Who is ahead shares what is left alike. (B, L) bool to (B, 1) int."""
-    now, then = (math.cos(math.pi / 2 * (1 - left / rounds))
-                 for left in (rounds_left, rounds_left - 1))
+def few_first(done: float) -> float:
+    """The share of the tokens that is open after this share of the rounds (MaskGIT, 2202.04200)."""
+    return math.cos(math.pi / 2 * done)
+
+
+def many_first(done: float) -> float:
+    """The same (ours); the power was chosen on boards (sudoku/FINDINGS.md)."""
+    return 1 - done ** 0.7
+
+
+def scheduled(open_after: Callable[[float], float], unknown: Tensor, rounds_left: int,
+              rounds: int) -> Tensor:
+    """A budget: of n tokens at the start n open_after(r / R) are left after round r of R. Who is
+    ahead shares what is left alike. (B, L) bool to (B, 1) int."""
+    now, then = (open_after(1 - left / rounds) for left in (rounds_left, rounds_left - 1))
     return (unknown.sum(1, keepdim=True) * (1 - then / now)).ceil().long()
 
 
@@ -259,7 +275,7 @@ def left_to_right(model: Model, tokens: Tensor, known: Tensor, rounds: int,
     def rule(confidence: Tensor, unknown: Tensor, rounds_left: int) -> Tensor:
         sure = confidence >= threshold
         order = places + sure * len(places)
-        return sure | surest(order, unknown, cosine_budget(unknown, rounds_left, rounds))
+        return sure | surest(order, unknown, scheduled(few_first, unknown, rounds_left, rounds))
 
     return refine(model, tokens, known, rounds, how, rule, **options)
 
@@ -312,6 +328,7 @@ def drafts_of(flow_steps: int, model: Model, tokens: Tensor, known: Tensor, nfe:
 SAMPLERS = {  # the first that suits an objective is its default
     "posterior": Sampler(posterior_refinement, ("fmlm+",)),
     "posterior-reopened": Sampler(partial(posterior_refinement, reopen=True), ("fmlm+",)),
+    "posterior-early": Sampler(partial(posterior_refinement, early=True), ("fmlm+",)),
     "posterior-4": Sampler(partial(drafts_of, 4), ("fmlm+",)),
     "posterior-8": Sampler(partial(drafts_of, 8), ("fmlm+",)),
     "posterior-left": Sampler(left_to_right, ("fmlm+",)),

@@ -71,6 +71,12 @@ def test_it_finds_the_blocks_of_every_system_and_moves_them(objective):
     assert not any(map(torch.equal, before, matrices(run.optimizer)))
 
 
+def test_text_is_trained_by_muon_unless_told_otherwise_and_all_else_by_adamw():
+    assert [parse(words)[0].optimizer for words in (
+        ["text"], ["text", "--optimizer", "adamw"], ["stories"], ["sudoku9"])] == [
+            "muon", "adamw", "adamw", "adamw"]
+
+
 def test_two_steps_of_a_matrix_by_hand():
     """Gradients G and -0.9 G, G of rank one: momentum 0.05 G, then 0.0025 G. What is made
     orthogonal is 0.0975 G, then -0.042625 G: the second step goes back, against its momentum."""

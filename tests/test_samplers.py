@@ -6,6 +6,7 @@ seed and a margin of five standard deviations of the law that it claims.
 """
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -18,9 +19,9 @@ from fmlm import decoding_time
 from harness import evaluation
 from harness.checkpoints import OBJECTIVES
 from sample import (A_PRIORI, MASKED, Draft, Pass, a_priori_confidence, block_diffusion,
-                    choose_sampler, cosine_budget, flow_map_sampler, left_to_right, mdm_ancestral,
-                    mdm_confidence, posterior_refinement, refine, sample_words, surest,
-                    uniform_budget)
+                    choose_sampler, few_first, flow_map_sampler, left_to_right, many_first,
+                    mdm_ancestral, mdm_confidence, posterior_refinement, refine, sample_words,
+                    scheduled, surest, uniform_budget)
 from toy.exact import Exact, ExactBridge
 
 SAMPLERS = sample.SAMPLERS | mlfm.SAMPLERS
@@ -114,6 +115,8 @@ EVERY = {
                                 [(0, 0.5), (0.5, 1)] * 2, True),
     "posterior, reopened": (lambda *a, **k: posterior_refinement(*a, rounds=3, reopen=True, **k), 3,
                             [(0, 1)] * 3, True),
+    "posterior, early": (lambda *a, **k: posterior_refinement(*a, rounds=3, early=True, **k), 2,
+                         [(0, 1)] * 2, True),
     "left to right": (lambda *a, **k: left_to_right(*a, rounds=3, **k), 3, [(0, 1)] * 3, True),
     "left to right, a priori": (lambda *a, **k: left_to_right(*a, rounds=3, how=A_PRIORI, **k), 3,
                                 [(0, 0)] * 3, True),
@@ -300,6 +303,7 @@ def test_tokens_of_a_wrong_shape_type_or_value_are_refused(run, nfe, times, nois
     (lambda *a: posterior_refinement(*a, rounds=1, threshold=-0.01), "threshold"),
     (lambda *a: posterior_refinement(*a, rounds=1, threshold=-math.inf), "threshold"),
     (lambda *a: posterior_refinement(*a, rounds=1, threshold=math.nan), "threshold"),
+    (lambda *a: posterior_refinement(*a, rounds=1, early=True, reopen=True), "early or reopened"),
     (lambda *a: left_to_right(*a, rounds=0), "at least one"),
     (lambda *a: left_to_right(*a, rounds=6), "6 rounds"),
     (lambda *a: left_to_right(*a, rounds=1, threshold=-0.01), "threshold"),
@@ -636,6 +640,27 @@ def test_reopening_keeps_as_many_tokens_as_the_uniform_budget_would(rounds):
     assert not any(record.reopened.any() for record in trace)
 
 
+def test_the_early_budget_is_large_first():
+    """n (1 - (r/R)^0.7) are left after round r of R. 40 tokens in 4 rounds: 40 x 0.379 = 15.2, so
+    16; 24 (1 - 0.384 / 0.621) = 9.1, so 10; 14 (1 - 0.182 / 0.384) = 7.4, so 8; and the last 6."""
+    unknown, taken = torch.ones(1, 40, dtype=torch.bool), []
+    for rounds_left in (4, 3, 2, 1):
+        taken.append(int(scheduled(many_first, unknown, rounds_left, 4)))
+        unknown[0, :sum(taken)] = False
+    assert taken == [16, 10, 8, 6]
+
+
+def test_early_the_surest_are_committed_each_sequence_by_its_own_budget():
+    """5 tokens in 4 rounds: 1.9, so 2; 3 (1 - 0.384 / 0.621) = 1.1, so 2; the last. 3 of 5: 1.1, so
+    2; 1. What is sure is committed beside."""
+    tokens, known = puzzle([None] * 5, [None, 0, None, 0, None])
+    early = partial(posterior_refinement, early=True)
+    rounds, result = committed_by(early, FIXED, tokens, known, rounds=4)
+    assert rounds == [[[1, 3], [0, 4]], [[0, 4], [2]], [[2], []]] and result[0].tolist() == BEST
+    rounds, _ = committed_by(early, FIXED, tokens[:1], known[:1], rounds=4, threshold=0.65)
+    assert rounds == [[[0, 1, 3]], [[4]], [[2]]]  # 3 for a budget of 2; then 2 x 0.38, so 1
+
+
 def test_a_token_exactly_at_the_threshold_is_sure():
     table = [[1.0, 0.0], [0.0, 1.0], [0.6, 0.4], [0.3, 0.7]]
     assert committed_by(posterior_refinement, table, *nothing(1, 4), rounds=4,
@@ -864,13 +889,13 @@ def test_the_cosine_budget_leaves_n_cos_of_a_quarter_turn_by_rounds():
     9; 27 (1 - cos 67.5 / cos 45) = 12.39, so 13; and the 14 that are left."""
     unknown, taken = torch.ones(1, 40, dtype=torch.bool), []
     for rounds_left in (4, 3, 2, 1):
-        count = cosine_budget(unknown, rounds_left, 4)
+        count = scheduled(few_first, unknown, rounds_left, 4)
         assert count.shape == (1, 1) and count.dtype == torch.int64
         taken.append(int(count))
         unknown[0, :sum(taken)] = False
     assert taken == [4, 9, 13, 14]
-    assert cosine_budget(torch.tensor([[True] * 5, [True] + [False] * 4, [False] * 5]), 3,
-                         3).tolist() == [[1], [1], [0]]  # 5 (1 - cos 30) = 0.67
+    assert scheduled(few_first, torch.tensor([[True] * 5, [True] + [False] * 4, [False] * 5]), 3,
+                     3).tolist() == [[1], [1], [0]]  # 5 (1 - cos 30) = 0.67
 
 
 def test_left_to_right_commits_the_leftmost_where_none_is_sure():
@@ -997,8 +1022,10 @@ def test_two_ancestral_steps_fail_a_quarter_of_the_time_on_two_modes():
 # 9 passes for 16 tokens: blocks of ceil(16/9) = 2, so 8 of them; 5 passes: blocks of 4, so 4 of
 # them; posterior-4 takes four passes a round, so 9 are two rounds, 5 are one, and fewer than 4 are
 # one round of so many; posterior-8 the same with eight. Promotion makes one loop of all passes,
-# where they are fewer than 257.
-WHOLE = {"posterior-4": {5: 4, 9: 8}, "posterior-8": {9: 8}, "block": {5: 4, 9: 8}}
+# where they are fewer than 257. The early budget rounds up to 4 3 2 2 2 1 1 1 tokens of 16 in 9
+# passes, and to 3 2 2 and nine times 1 in 16.
+WHOLE = {"posterior-4": {5: 4, 9: 8}, "posterior-8": {9: 8}, "block": {5: 4, 9: 8},
+         "posterior-early": {9: 8, 16: 12}}
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -1070,6 +1097,7 @@ def test_the_names_of_the_table_stand_for_what_they_say():
         (x, s, t), noisy = model.calls[0], bool(model.calls[0][0].any())
         seen[name] = (t.unique().tolist(), noisy, len(result.unique(dim=0)) > 1)
     assert seen == {"posterior": ([1], True, False), "posterior-reopened": ([1], True, False),
+                    "posterior-early": ([1], True, False),
                     "posterior-4": ([0.5], True, False), "posterior-8": ([0.5], True, False),
                     "posterior-left": ([1], True, False), "a-priori-left": ([0], True, True),
                     "a-priori": ([0], True, False), "a-priori-sampled": ([0], True, True),
@@ -1086,7 +1114,7 @@ def test_an_objective_has_a_default_sampler_and_refuses_those_it_was_not_trained
     assert {objective: choose_sampler(objective)[0] for objective in default} == default
     assert {*OBJECTIVES, "mlfm"} == {*default}
     suits = {"fmlm+": {"posterior", "posterior-reopened", "posterior-4", "posterior-8",
-                       "posterior-left", "a-priori", "a-priori-sampled", "a-priori-left",
+                       "posterior-early", "posterior-left", "a-priori", "a-priori-sampled", "a-priori-left",
                        "flow-map", "block"}, "mlfm": {"promotion"},
              "flm": {"flow-map", "flow-map-tau"}, "fmlm": {"flow-map", "flow-map-tau"},
              "flm+": {"flow-map", "a-priori", "a-priori-sampled", "a-priori-left"},

@@ -30,7 +30,7 @@ from text.tokens import END, KINDS, MISSING, PAD, before_first, join, look_up, s
 SETTINGS = {  # chosen for two CPU cores
     "stories": dict(minutes=10., batch=64, width=128, depth=4, heads=8, lr=3e-3),
     "stories-large": dict(minutes=100., batch=128, width=128, depth=8, heads=4),
-    "text": dict(minutes=20., batch=128, width=128, depth=6, heads=4),
+    "text": dict(minutes=20., batch=128, width=128, depth=6, heads=4, optimizer="muon"),
 }
 LONGEST = 1024  # sequence of tokens that is made or read
 COPIES = 16  # of a batch (B, L, V), in single precision, that a training step holds (measured: 13)
