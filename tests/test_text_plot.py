@@ -143,8 +143,8 @@ DOCUMENTS = [document("fmlm+", ("posterior", 8, 6.5, 15, 2.0), ("posterior", 4, 
 
 @pytest.fixture
 def saved(tmp_path):
-    def write(documents):
-        path = tmp_path / "table.json"
+    def write(documents, name="table"):
+        path = tmp_path / f"{name}.json"
         path.write_text(documents if isinstance(documents, str) else json.dumps(documents))
         return str(path)
     return write
@@ -154,6 +154,8 @@ def test_a_curve_is_a_line_a_sampler_over_the_passes_that_were_made(saved):
     curves = plot.read_curves(saved(DOCUMENTS))
     assert curves == ({"FMLM+, posterior": [(4, 30, 2.45), (6.5, 15, 2.0)],
                        "MDM, ancestral": [(8, 40, 2.55)]}, 20, 2.5)
+    one, other = saved(DOCUMENTS[:1], "one"), saved(DOCUMENTS[1:], "other")
+    assert plot.read_curves(one, other) == curves
 
 
 def test_a_marker_is_full_where_the_entropy_is_within_a_tenth_of_the_texts(saved):
@@ -182,7 +184,7 @@ NO_CURVE = {
     "a perplexity below 1": ([document("mdm", ("a", 1, 1, 0.5, 2))], "cannot be"),
     "no finite one": ([document("mdm", ("a", 1, 1, float("nan"), 2))], "cannot be"),
     "two of a name": ([DOCUMENTS[1]] * 2, '"label"'),
-    "two judges": ([DOCUMENTS[0], DOCUMENTS[1] | {"judge": {"checkpoint": "b.pt"}}], "at once"),
+    "two judges": ([DOCUMENTS[0], DOCUMENTS[1] | {"judge": {"checkpoint": "b.pt"}}], "same ones"),
 }
 
 

@@ -1,7 +1,7 @@
 """Two pictures of text.
 
-    python -m text.plot [CKPT] --animate FILE.gif           over rounds of Posterior Refinement
-    python -m text.plot --curve TABLE.json --out FILE.png   perplexity over network passes
+    python -m text.plot [CKPT] --animate FILE.gif                over rounds of Posterior Refinement
+    python -m text.plot --curve TABLE.json... --out FILE.png     perplexity over network passes
 
 The first looks for what it shows: of 64 stories from nothing, or completions of what is --given, it
 takes those whose first draft is not valid and whose last is, and of these the first that took most
@@ -54,11 +54,12 @@ class Curves(NamedTuple):
     entropy: float
 
 
-def read_curves(path: str) -> Curves:
-    """The JSON of text.evaluate --judge. ValueError for a file that is none, of several judges or
-    texts, or with a row that cannot be."""
+def read_curves(*paths: str) -> Curves:
+    """The JSON of text.evaluate --judge, of one command or several. ValueError for a file that is
+    none, of several judges or texts, or with a row that cannot be."""
+    path = " ".join(paths)
     try:
-        documents = json.loads(Path(path).read_text())
+        documents = [document for path in paths for document in json.loads(Path(path).read_text())]
         same = {(document["judge"]["checkpoint"], document["data"]["perplexity"],
                  document["data"]["entropy"]) for document in documents}
         lines, twice = {}, False
@@ -84,7 +85,8 @@ def read_curves(path: str) -> Curves:
         raise ValueError(f'{path} has two points at one NFE on a line: give each of its documents '
                          'a "label"')
     if len(same) > 1:
-        raise ValueError(f"{path} has several judges or texts: evaluate all checkpoints at once")
+        raise ValueError(f"{path} has several judges or texts: evaluate all checkpoints with the "
+                         "same ones")
     (_, perplexity, entropy), = same
     return Curves(lines, perplexity, entropy)
 
@@ -225,7 +227,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("-n", type=commands.whole(1, 1000), default=64, help="texts to choose from (default 64)")
     add("--nfe", type=commands.NFE, default=8, help="rounds, one pass each, at most (default 8)")
     add("--seed", type=commands.SEED, default=0)
-    add("--curve", metavar="TABLE.json", type=commands.path,
+    add("--curve", metavar="TABLE.json", type=commands.path, nargs="+",
         help="what text.evaluate prints with --judge and --json")
     picture = parser.add_mutually_exclusive_group(required=True)
     picture.add_argument("--animate", metavar="FILE", type=commands.animation_file,
@@ -236,7 +238,7 @@ def main(arguments: list[str] | None = None) -> int:
     if bool(options.out) != bool(options.curve):
         raise ValueError("--out is the picture of a --curve, and --animate that of a text")
     if options.curve:
-        save_figure(draw_curves(read_curves(options.curve)), options.out)
+        save_figure(draw_curves(read_curves(*options.curve)), options.out)
         return 0
     return animate(options)
 
