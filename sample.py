@@ -210,35 +210,45 @@ def block_diffusion(model: Model, tokens: Tensor, known: Tensor, block_length: i
 
 def posterior_refinement(model: Model, tokens: Tensor, known: Tensor, rounds: int,
                          threshold: float | None = None, flow_steps: int = 1, fresh: bool = True,
-                         reopen: bool = False, early: bool = False, **options) -> Tensor:
+                         reopen: bool = False, early: bool = False, gumbel: float = 0,
+                         generator: Generator | None = None, **options) -> Tensor:
     """Posterior Refinement (2606.24773): draft the whole sequence with delta_{0,1}, commit what is
     sure *given the draft* (p_max >= threshold) and at least the uniform budget, give the rest fresh
     noise, repeat. NFE = rounds * flow_steps, less where all tokens are committed before.
 
     threshold: published 0.999; math.inf never commits more than the budget. Default (ours):
     1 - 0.05 / rounds, since who has more rounds to wait can ask for more. `fresh` = False keeps the
-    first noise. `reopen` (ours): as many tokens are kept as ever, but the surest of all that were
-    generated: a later, surer draft takes the place of an early doubtful one. `early` (ours): the
-    budget is large first, for from nothing the tokens of one draft fit each other.
-    Raises ValueError for a negative threshold, or for a budget that is to be early and reopened.
+    first noise. Ours are:
+    `reopen`: as many tokens are kept as ever, but the surest of all that were generated: a later,
+    surer draft takes the place of an early doubtful one.
+    `early`: the budget is large first, for from nothing the tokens of one draft fit each other.
+    `gumbel`: MaskGIT's choice temperature (2202.04200), which falls linearly with the rounds left:
+    the budget is ranked by log p_max + temperature * Gumbel noise, and the threshold is math.inf.
+    The surest tokens are the commonest; text that begins with them has no entropy.
+    Raises ValueError for a negative threshold or gumbel, or a budget both early and reopened.
     """
     rounds = at_most_tokens(rounds, tokens)
-    threshold = check_threshold(1 - 0.05 / rounds if threshold is None else threshold)
-    if early and reopen:
-        raise ValueError("a budget is either early or reopened")
+    if threshold is None:
+        threshold = math.inf if gumbel else 1 - 0.05 / rounds
+    check_threshold(threshold)
+    if early and reopen or not 0 <= gumbel < math.inf:
+        raise ValueError("a budget is either early or reopened, and gumbel a temperature, at least "
+                         f"0, not {gumbel}")
 
     def rule(confidence: Tensor, choice: Tensor, rounds_left: int) -> Tensor:
-        budget = uniform_budget(confidence, choice, rounds_left)
+        rank, unknown = confidence, choice.sum(1, keepdim=True)
+        if gumbel:  # exp(log p + T * Gumbel) = p / E^T, E = -log u
+            u = torch.rand(choice.shape, generator=generator, device=choice.device)
+            rank = confidence / (-u.log()) ** (gumbel * rounds_left / rounds)
+        count = ceil_divide(unknown, rounds_left)
         if reopen:
-            share = choice.sum(1, keepdim=True) * (rounds - rounds_left + 1)
-            budget = surest(confidence, choice, ceil_divide(share, rounds))
+            count = ceil_divide(unknown * (rounds - rounds_left + 1), rounds)
         if early:
-            budget = surest(confidence, choice,
-                            scheduled(many_first, choice, rounds_left, rounds))
-        return (confidence >= threshold) | budget
+            count = scheduled(many_first, choice, rounds_left, rounds)
+        return (confidence >= threshold) | surest(rank, choice, count)
 
     how = Draft(uniform_times(flow_steps), fresh=fresh)
-    return refine(model, tokens, known, rounds, how, rule, reopen, **options)
+    return refine(model, tokens, known, rounds, how, rule, reopen, generator=generator, **options)
 
 
 def few_first(done: float) -> float:
@@ -329,6 +339,7 @@ SAMPLERS = {  # the first that suits an objective is its default
     "posterior": Sampler(posterior_refinement, ("fmlm+",)),
     "posterior-reopened": Sampler(partial(posterior_refinement, reopen=True), ("fmlm+",)),
     "posterior-early": Sampler(partial(posterior_refinement, early=True), ("fmlm+",)),
+    "posterior-gumbel": Sampler(partial(posterior_refinement, gumbel=3), ("fmlm+",)),
     "posterior-4": Sampler(partial(drafts_of, 4), ("fmlm+",)),
     "posterior-8": Sampler(partial(drafts_of, 8), ("fmlm+",)),
     "posterior-left": Sampler(left_to_right, ("fmlm+",)),

@@ -31,7 +31,8 @@ from sample import SAMPLERS
 from sudoku import boards as sudoku
 
 ASIDE = ("block", "posterior-reopened", "posterior-4", "posterior-8", "posterior-early",
-         "posterior-left", "a-priori-left", "confidence-left")  # on demand: not in paper's tables
+         "posterior-gumbel", "posterior-left", "a-priori-left",
+         "confidence-left")  # on demand: not in the paper's tables of Sudoku
 COMPARED = {4: {6: None}, 6: {12: None},  # puzzles that `measure` solves, by size: clues, and NFE,
             9: {clues: [4, 81] for clues in (40, 35, 30, "minimal")}}  # if not those of boards
 BUDGETS = {4: [1, 2, 4, 8, 16], 6: [1, 3, 9, 27], 9: [1, 3, 9, 27, 81]}  # default NFE, by size

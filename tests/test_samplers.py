@@ -117,6 +117,8 @@ EVERY = {
                             [(0, 1)] * 3, True),
     "posterior, early": (lambda *a, **k: posterior_refinement(*a, rounds=3, early=True, **k), 2,
                          [(0, 1)] * 2, True),
+    "posterior, gumbel": (lambda *a, **k: posterior_refinement(*a, rounds=3, gumbel=3, **k), 3,
+                          [(0, 1)] * 3, True),
     "left to right": (lambda *a, **k: left_to_right(*a, rounds=3, **k), 3, [(0, 1)] * 3, True),
     "left to right, a priori": (lambda *a, **k: left_to_right(*a, rounds=3, how=A_PRIORI, **k), 3,
                                 [(0, 0)] * 3, True),
@@ -304,6 +306,9 @@ def test_tokens_of_a_wrong_shape_type_or_value_are_refused(run, nfe, times, nois
     (lambda *a: posterior_refinement(*a, rounds=1, threshold=-math.inf), "threshold"),
     (lambda *a: posterior_refinement(*a, rounds=1, threshold=math.nan), "threshold"),
     (lambda *a: posterior_refinement(*a, rounds=1, early=True, reopen=True), "early or reopened"),
+    (lambda *a: posterior_refinement(*a, rounds=1, gumbel=-1), "at least 0, not -1"),
+    (lambda *a: posterior_refinement(*a, rounds=1, gumbel=math.inf), "not inf"),
+    (lambda *a: posterior_refinement(*a, rounds=1, gumbel=math.nan), "not nan"),
     (lambda *a: left_to_right(*a, rounds=0), "at least one"),
     (lambda *a: left_to_right(*a, rounds=6), "6 rounds"),
     (lambda *a: left_to_right(*a, rounds=1, threshold=-0.01), "threshold"),
@@ -659,6 +664,35 @@ def test_early_the_surest_are_committed_each_sequence_by_its_own_budget():
     assert rounds == [[[1, 3], [0, 4]], [[0, 4], [2]], [[2], []]] and result[0].tolist() == BEST
     rounds, _ = committed_by(early, FIXED, tokens[:1], known[:1], rounds=4, threshold=0.65)
     assert rounds == [[[0, 1, 3]], [[4]], [[2]]]  # 3 for a budget of 2; then 2 x 0.38, so 1
+
+
+@pytest.mark.parametrize("gumbel, run", [
+    (0.5, partial(posterior_refinement, gumbel=0.5)), (1, partial(posterior_refinement, gumbel=1)),
+    (3, SAMPLERS["posterior-gumbel"].run)])
+def test_a_choice_temperature_draws_what_is_kept_by_a_power_of_its_confidence(gumbel, run):
+    """Gumbel's trick: of 5 tokens in 5 rounds the first is i with probability p_i^(1/T) over the
+    sum of all. T falls by rounds left: the second is drawn of the others at 4/5 T."""
+    trace, p = [], torch.tensor(P_MAX, dtype=torch.float64)
+    run(Scripted(FIXED), *nothing(20_000, 5), 5, generator=seeded(), trace=trace)
+    assert all((record.committed.sum(1) == 1).all() for record in trace) and len(trace) == 5
+    first, second = (record.committed.float().argmax(1) for record in trace[:2])
+    law = p ** (1 / gumbel)
+    for i, share in enumerate((law / law.sum()).tolist()):
+        assert close(float((first == i).double().mean()), share, 20_000)
+    law, second = p ** (1 / (0.8 * gumbel)), second[first == 1]  # where 0.9, the surest, is kept
+    for i in 0, 2, 3, 4:
+        share = float(law[i] / (law.sum() - law[1]))
+        assert close(float((second == i).double().mean()), share, len(second))
+
+
+def test_at_a_choice_temperature_the_budget_is_kept_however_sure_the_draft_unless_told_otherwise():
+    sure = partial(committed_by, posterior_refinement, [[0.995, 0.005]] * 5)
+    counts = lambda found: [sum(map(len, rows)) for rows in found[0]]
+    assert counts(sure(*nothing(1, 5), rounds=3, gumbel=2)) == [2, 2, 1]
+    assert counts(sure(*nothing(1, 5), rounds=3, gumbel=2, threshold=0.99)) == [5]
+    assert counts(sure(*nothing(1, 5), rounds=3)) == [5]
+    tokens, known = puzzle([0, None, 1, None, None])
+    assert counts(sure(tokens, known, rounds=2, gumbel=9)) == [2, 1]
 
 
 def test_a_token_exactly_at_the_threshold_is_sure():
@@ -1097,7 +1131,7 @@ def test_the_names_of_the_table_stand_for_what_they_say():
         (x, s, t), noisy = model.calls[0], bool(model.calls[0][0].any())
         seen[name] = (t.unique().tolist(), noisy, len(result.unique(dim=0)) > 1)
     assert seen == {"posterior": ([1], True, False), "posterior-reopened": ([1], True, False),
-                    "posterior-early": ([1], True, False),
+                    "posterior-early": ([1], True, False), "posterior-gumbel": ([1], True, False),
                     "posterior-4": ([0.5], True, False), "posterior-8": ([0.5], True, False),
                     "posterior-left": ([1], True, False), "a-priori-left": ([0], True, True),
                     "a-priori": ([0], True, False), "a-priori-sampled": ([0], True, True),
@@ -1114,8 +1148,9 @@ def test_an_objective_has_a_default_sampler_and_refuses_those_it_was_not_trained
     assert {objective: choose_sampler(objective)[0] for objective in default} == default
     assert {*OBJECTIVES, "mlfm"} == {*default}
     suits = {"fmlm+": {"posterior", "posterior-reopened", "posterior-4", "posterior-8",
-                       "posterior-early", "posterior-left", "a-priori", "a-priori-sampled", "a-priori-left",
-                       "flow-map", "block"}, "mlfm": {"promotion"},
+                       "posterior-early", "posterior-gumbel", "posterior-left", "a-priori",
+                       "a-priori-sampled", "a-priori-left", "flow-map", "block"},
+             "mlfm": {"promotion"},
              "flm": {"flow-map", "flow-map-tau"}, "fmlm": {"flow-map", "flow-map-tau"},
              "flm+": {"flow-map", "a-priori", "a-priori-sampled", "a-priori-left"},
              "mdm": {"confidence", "confidence-sampled", "confidence-left", "ancestral"}}
