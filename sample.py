@@ -143,7 +143,7 @@ A_PRIORI, MASKED = Draft([0, 0], draw="sample"), Draft([0, 0], noise=0, draw="sa
 
 def surest(confidence: Tensor, among: Tensor, count: Tensor | int) -> Tensor:
     """The `count` tokens, an int or (B, 1), of highest confidence among these: (B, L) bool."""
-    return torch.where(among, confidence, -1.0).argsort(1, descending=True).argsort(1) < count
+    return torch.where(among, confidence, -torch.inf).argsort(1, descending=True).argsort(1) < count
 
 
 def ceil_divide(number: Tensor | int, by: int) -> Tensor | int:
@@ -237,9 +237,9 @@ def posterior_refinement(model: Model, tokens: Tensor, known: Tensor, rounds: in
 
     def rule(confidence: Tensor, choice: Tensor, rounds_left: int) -> Tensor:
         rank, unknown = confidence, choice.sum(1, keepdim=True)
-        if gumbel:  # exp(log p + T * Gumbel) = p / E^T, E = -log u
+        if gumbel:
             u = torch.rand(choice.shape, generator=generator, device=choice.device)
-            rank = confidence / (-u.log()) ** (gumbel * rounds_left / rounds)
+            rank = confidence.log() - gumbel * rounds_left / rounds * (-u.log()).log()
         count = ceil_divide(unknown, rounds_left)
         if reopen:
             count = ceil_divide(unknown * (rounds - rounds_left + 1), rounds)

@@ -35,7 +35,7 @@ def parser(name: str, what: str, samplers: Sequence[str], aside: Sequence[str], 
         help=f"default: all that suit, but not {', '.join(aside)}; of {', '.join(samplers)}")
     add("--threshold", type=commands.number(0, math.inf, open=False), metavar="P",
         help="of Posterior Refinement (published: 0.999; default: 1 - 0.05 / nfe, of "
-        "posterior-left 0.999)")
+        "posterior-left 0.999, of posterior-gumbel inf)")
     add("-n", type=commands.COUNT, default=n, help=f"sequences of each kind (default {n})")
     add("--seed", type=commands.SEED, default=0)
     commands.device_option(parser)

@@ -32,7 +32,8 @@ def parser(samplers: list[str]) -> commands.Parser:
         "ar, which takes no fewer, the tokens of a sequence)")
     add("--threshold", type=commands.number(0, math.inf, open=False), metavar="P",
         help="of Posterior Refinement: p_max from which a token is committed (published: 0.999; "
-        "inf: never more than the budget; default: 1 - 0.05 / nfe, of posterior-left 0.999)")
+        "inf: never more than the budget; default: 1 - 0.05 / nfe, of posterior-left 0.999, of "
+        "posterior-gumbel inf)")
     add("--attempts", type=commands.whole(1, 10**5), metavar="K",
         help="draw, let the model judge what it drew, and draw anew what it does not believe, K "
         "times at most (default for puzzles: 64, for stories: 8; else nothing is judged)")
