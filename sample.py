@@ -238,8 +238,7 @@ def posterior_refinement(model: Model, tokens: Tensor, known: Tensor, rounds: in
     def rule(confidence: Tensor, choice: Tensor, rounds_left: int) -> Tensor:
         rank, unknown = confidence, choice.sum(1, keepdim=True)
         if gumbel:
-            u = torch.rand(choice.shape, generator=generator, device=choice.device)
-            rank = confidence.log() - gumbel * rounds_left / rounds * (-u.log()).log()
+            rank = with_gumbel(confidence, gumbel * rounds_left / rounds, generator)
         count = ceil_divide(unknown, rounds_left)
         if reopen:
             count = ceil_divide(unknown * (rounds - rounds_left + 1), rounds)
@@ -249,6 +248,12 @@ def posterior_refinement(model: Model, tokens: Tensor, known: Tensor, rounds: in
 
     how = Draft(uniform_times(flow_steps), fresh=fresh)
     return refine(model, tokens, known, rounds, how, rule, reopen, generator=generator, **options)
+
+
+def with_gumbel(confidence: Tensor, temperature: float, generator: Generator | None) -> Tensor:
+    """log p + temperature * Gumbel noise: i is highest with probability ~ p_i^(1/temperature)."""
+    u = torch.rand(confidence.shape, generator=generator, device=confidence.device)
+    return confidence.log() - temperature * (-u.log()).log()
 
 
 def few_first(done: float) -> float:
@@ -304,6 +309,21 @@ def mdm_confidence(model: Model, tokens: Tensor, known: Tensor, steps: int, draw
     return refine(model, tokens, known, rounds, how, uniform_budget, **options)
 
 
+def mdm_gumbel(model: Model, tokens: Tensor, known: Tensor, steps: int, temperature: float = 12,
+               generator: Generator | None = None, **options) -> Tensor:
+    """MDM by MaskGIT's rule (2202.04200): tokens are drawn from their marginals, and ranked by the
+    probability of what was drawn, with a choice temperature that falls with the steps left; the
+    uniform budget. The foil of Posterior Refinement with `gumbel`."""
+    steps = at_most_tokens(steps, tokens)
+
+    def rule(confidence: Tensor, unknown: Tensor, steps_left: int) -> Tensor:
+        rank = with_gumbel(confidence, temperature * steps_left / steps, generator)
+        return uniform_budget(rank, unknown, steps_left)
+
+    return refine(model, tokens, known, steps, MASKED._replace(sure="drawn"), rule,
+                  generator=generator, **options)
+
+
 def mdm_ancestral(model: Model, tokens: Tensor, known: Tensor, steps: int,
                   generator: Generator | None = None, **options) -> Tensor:
     """MDM, ancestral (MDLM, 2406.07524): every [MASK] is revealed with probability
@@ -352,6 +372,7 @@ SAMPLERS = {  # the first that suits an objective is its default
     "confidence": Sampler(mdm_confidence, ("mdm",), chance=False),
     "confidence-sampled": Sampler(partial(mdm_confidence, draw="sample"), ("mdm",)),
     "confidence-left": Sampler(partial(left_to_right, how=MASKED), ("mdm",)),
+    "confidence-gumbel": Sampler(mdm_gumbel, ("mdm",)),
     "ancestral": Sampler(mdm_ancestral, ("mdm",)),
 }
 

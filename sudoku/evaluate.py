@@ -31,7 +31,7 @@ from sample import SAMPLERS
 from sudoku import boards as sudoku
 
 ASIDE = ("block", "posterior-reopened", "posterior-4", "posterior-8", "posterior-early",
-         "posterior-gumbel", "posterior-left", "a-priori-left",
+         "posterior-gumbel", "confidence-gumbel", "posterior-left", "a-priori-left",
          "confidence-left")  # on demand: not in the paper's tables of Sudoku
 COMPARED = {4: {6: None}, 6: {12: None},  # puzzles that `measure` solves, by size: clues, and NFE,
             9: {clues: [4, 81] for clues in (40, 35, 30, "minimal")}}  # if not those of boards

@@ -20,8 +20,8 @@ from harness import evaluation
 from harness.checkpoints import OBJECTIVES
 from sample import (A_PRIORI, MASKED, Draft, Pass, a_priori_confidence, block_diffusion,
                     choose_sampler, few_first, flow_map_sampler, left_to_right, many_first,
-                    mdm_ancestral, mdm_confidence, posterior_refinement, refine, sample_words,
-                    scheduled, surest, uniform_budget)
+                    mdm_ancestral, mdm_confidence, mdm_gumbel, posterior_refinement, refine,
+                    sample_words, scheduled, surest, uniform_budget)
 from toy.exact import Exact, ExactBridge
 
 SAMPLERS = sample.SAMPLERS | mlfm.SAMPLERS
@@ -130,6 +130,7 @@ EVERY = {
     "confidence": (lambda *a, **k: mdm_confidence(*a, steps=3, **k), 3, [(0, 0)] * 3, False),
     "confidence, sampled": (lambda *a, **k: mdm_confidence(*a, steps=3, draw="sample", **k), 3,
                             [(0, 0)] * 3, False),
+    "confidence, gumbel": (lambda *a, **k: mdm_gumbel(*a, steps=3, **k), 3, [(0, 0)] * 3, False),
     "ancestral": (lambda *a, **k: mdm_ancestral(*a, steps=3, **k), 3, [(0, 0)] * 3, False),
     "promotion": (lambda *a, **k: token_promotion(*a, rounds=2, steps=2, temperature=1, **k), 6,
                   [(NEARLY_MASK, MIDDLE), (MIDDLE, 0.94), (0.94, 0.94)] * 2, False),
@@ -213,14 +214,14 @@ def test_the_trace_holds_one_pass_each_with_draft_and_confidence(run, nfe, times
     drafts = torch.stack([record.draft for record in trace])
     for record, (_, s, _) in zip(trace, model.calls):
         judged = torch.tensor(P_MAX)
-        if run is EVERY["promotion"][0]:  # judges the token that was drawn
+        if run in [EVERY[name][0] for name in ("promotion", "confidence, gumbel")]:  # of the drawn
             judged = torch.tensor(FIXED).expand(4, 5, 3).gather(2, record.draft[..., None])[..., 0]
         assert ((record.confidence - judged).abs() < 1e-6)[s < 1].all()
         assert record.committed.dtype == torch.bool
         assert record.draft.shape == record.committed.shape == (4, 5)
     if run not in [EVERY[name][0] for name in (
             "a priori, sampled", "confidence, sampled", "ancestral", "promotion",
-            "left to right, a priori", "left to right, masked")]:
+            "left to right, a priori", "left to right, masked", "confidence, gumbel")]:
         assert (drafts == torch.tensor(BEST)).all()
     ends = [i for i in range(len(times)) if (times * 2)[i + 1][0] == times[0][0]]
     between = [record for i, record in enumerate(trace) if i not in ends]
@@ -319,6 +320,8 @@ def test_tokens_of_a_wrong_shape_type_or_value_are_refused(run, nfe, times, nois
     (lambda *a: mdm_confidence(*a, steps=0), "at least one"),
     (lambda *a: mdm_confidence(*a, steps=6), "6 rounds"),
     (lambda *a: mdm_confidence(*a, steps=1, draw="Argmax"), "draw"),
+    (lambda *a: mdm_gumbel(*a, steps=0), "at least one"),
+    (lambda *a: mdm_gumbel(*a, steps=6), "6 rounds"),
     (lambda *a: mdm_ancestral(*a, steps=0), "at least one"),
     (lambda *a: flow_map_sampler(*a, steps=0, tau=True), "at least one"),
     (lambda *a: token_promotion(*a, rounds=0), "at least one"),
@@ -1016,6 +1019,27 @@ def test_sampling_one_token_a_round_draws_from_the_exact_law(run):
     assert follows(run(THREE, *nothing(4000, 3), 3, draw="sample", generator=seeded()), THREE)
 
 
+def test_by_maskgits_rule_a_drawn_token_is_kept_by_a_power_of_its_own_probability():
+    """Of 5 tokens in 5 steps the first is i with probability q_i^(1/12) over the sum of all, q_i
+    that of the word drawn, 0.8 or 0.2: of equal laws those that drew 0.8 come 1.1225 times as often
+    first. At temperature 1e-6 it is one of the surest drawn."""
+    table = [[0.8, 0.2]] * 5
+    for run, power in ((mdm_gumbel, 1 / 12), (partial(mdm_gumbel, temperature=0.5), 2)):
+        trace = []
+        run(Scripted(table), *nothing(40_000, 5), 5, generator=seeded(), trace=trace)
+        assert all((record.committed.sum(1) == 1).all() for record in trace)
+        likely = trace[0].draft == 0
+        kept = likely[trace[0].committed].double()  # whether the one that is kept is likely
+        for k in 2, 3, 4:  # likely ones among the 5
+            rows = likely.sum(1) == k
+            share = k * 0.8**power / (k * 0.8**power + (5 - k) * 0.2**power)
+            assert close(float(kept[rows].mean()), share, int(rows.sum()))
+    trace = []
+    mdm_gumbel(Scripted(table), *nothing(500, 5), 5, 1e-6, generator=seeded(), trace=trace)
+    likely = trace[0].draft == 0
+    assert (likely | ~trace[0].committed | ~likely.any(1, keepdim=True)).all()
+
+
 def test_ancestral_reveals_a_mask_with_probability_1_over_steps_left_whatever_its_confidence():
     """Linear schedule, t_i = i/N: (a_s - a_t) / (1 - a_t) = (1/N) / (1 - i/N) = 1 / (N - i)."""
     trace = []
@@ -1139,7 +1163,8 @@ def test_the_names_of_the_table_stand_for_what_they_say():
                     "promotion": ([pytest.approx(0.94)], True, True),
                     "flow-map": ([0.5], True, False), "block": ([1], True, False),
                     "confidence": ([0], False, False), "confidence-left": ([0], False, True),
-                    "confidence-sampled": ([0], False, True), "ancestral": ([0], False, True)}
+                    "confidence-sampled": ([0], False, True),
+                    "confidence-gumbel": ([0], False, True), "ancestral": ([0], False, True)}
 
 
 def test_an_objective_has_a_default_sampler_and_refuses_those_it_was_not_trained_for():
@@ -1153,7 +1178,8 @@ def test_an_objective_has_a_default_sampler_and_refuses_those_it_was_not_trained
              "mlfm": {"promotion"},
              "flm": {"flow-map", "flow-map-tau"}, "fmlm": {"flow-map", "flow-map-tau"},
              "flm+": {"flow-map", "a-priori", "a-priori-sampled", "a-priori-left"},
-             "mdm": {"confidence", "confidence-sampled", "confidence-left", "ancestral"}}
+             "mdm": {"confidence", "confidence-sampled", "confidence-left", "confidence-gumbel",
+                     "ancestral"}}
     for objective, names in suits.items():
         for name in SAMPLERS:
             if name in names:
