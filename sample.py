@@ -312,8 +312,9 @@ def mdm_confidence(model: Model, tokens: Tensor, known: Tensor, steps: int, draw
 def mdm_gumbel(model: Model, tokens: Tensor, known: Tensor, steps: int, temperature: float = 12,
                generator: Generator | None = None, **options) -> Tensor:
     """MDM by MaskGIT's rule (2202.04200): tokens are drawn from their marginals, and ranked by the
-    probability of what was drawn, with a choice temperature that falls with the steps left; the
-    uniform budget. The foil of Posterior Refinement with `gumbel`."""
+    probability of what was drawn, with a choice temperature that falls with the steps left (12 as
+    `posterior-gumbel` has 3: text/RESULTS.md); the uniform budget. NFE = steps. Raises ValueError
+    for steps outside 1 ... L."""
     steps = at_most_tokens(steps, tokens)
 
     def rule(confidence: Tensor, unknown: Tensor, steps_left: int) -> Tensor:
