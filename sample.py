@@ -239,11 +239,12 @@ def posterior_refinement(model: Model, tokens: Tensor, known: Tensor, rounds: in
         rank, unknown = confidence, choice.sum(1, keepdim=True)
         if gumbel:
             rank = with_gumbel(confidence, gumbel * rounds_left / rounds, generator)
-        count = ceil_divide(unknown, rounds_left)
-        if reopen:
-            count = ceil_divide(unknown * (rounds - rounds_left + 1), rounds)
         if early:
             count = scheduled(many_first, choice, rounds_left, rounds)
+        elif reopen:
+            count = ceil_divide(unknown * (rounds - rounds_left + 1), rounds)
+        else:
+            count = ceil_divide(unknown, rounds_left)
         return (confidence >= threshold) | surest(rank, choice, count)
 
     how = Draft(uniform_times(flow_steps), fresh=fresh)

@@ -59,7 +59,7 @@ def read_curves(*paths: str) -> Curves:
     none, of several judges or texts, or with a row that cannot be."""
     path = " ".join(paths)
     try:
-        documents = [document for path in paths for document in json.loads(Path(path).read_text())]
+        documents = [document for file in paths for document in json.loads(Path(file).read_text())]
         same = {(document["judge"]["checkpoint"], document["data"]["perplexity"],
                  document["data"]["entropy"]) for document in documents}
         lines, twice = {}, False
