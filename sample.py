@@ -53,28 +53,24 @@ class Draft(NamedTuple):
 
 class Pass(NamedTuple):
     """One network pass, as `trace` records it, (B, L) each: the tokens drafted, how sure they are
-    (those that were committed before: how sure they were), which were committed, and which,
-    committed before, were given back to noise."""
+    (those that were committed before: how sure they were), and which were committed."""
 
     draft: Tensor
     confidence: Tensor
     committed: Tensor
-    reopened: Tensor
 
 
-Rule = Callable[[Tensor, Tensor, int], Tensor]  # (confidence, open, rounds left) -> (B, L) bool
+Rule = Callable[[Tensor, Tensor, int], Tensor]  # (confidence, unknown, rounds left) -> (B, L) bool
 
 
 def refine(model: Model, tokens: Tensor, known: Tensor, rounds: int, how: Draft, rule: Rule,
-           reopen: bool = False, generator: Generator | None = None,
-           trace: list | None = None) -> Tensor:
+           generator: Generator | None = None, trace: list | None = None) -> Tensor:
     """Draft, commit, forget, at most `rounds` times; the last round commits everything.
 
     tokens: (B, L) int64; known: (B, L) bool, tokens that are given and come back bit for bit; what
-    the other entries of `tokens` hold is not read. model: also has `vocab_size`. With `reopen`, a
-    committed token is only as safe as it was sure: `rule` chooses anew among all generated tokens.
-    generator: the only source of randomness, on the device of the tokens. trace: a list, receives
-    one `Pass` a network pass. Returns (B, L) tokens.
+    the other entries of `tokens` hold is not read. model: also has `vocab_size`. generator: the
+    only source of randomness, on the device of the tokens. trace: a list, receives one `Pass` a
+    network pass. Returns (B, L) tokens.
     NFE = rounds * (len(times) - 1), less for a sequence that is all committed before.
     Raises ValueError for tokens or known of the wrong shape, type or value, or for no passes.
     """
@@ -84,8 +80,7 @@ def refine(model: Model, tokens: Tensor, known: Tensor, rounds: int, how: Draft,
                          f'"drawn", not {how.sure!r}')
     if rounds < 1 or len(how.times) < 2:
         raise ValueError("a sampler needs at least one network pass: NFE must be 1 or more")
-    free, x0 = ~known, None
-    sure = torch.ones(tokens.shape, device=tokens.device)
+    x0, sure = None, torch.ones(tokens.shape, device=tokens.device)
     for rounds_left in range(rounds, 0, -1):
         if known.all():
             break
@@ -96,13 +91,11 @@ def refine(model: Model, tokens: Tensor, known: Tensor, rounds: int, how: Draft,
         passes = [(tokens.where(known, drawn), sure.where(known, confidence))
                   for drawn, confidence in drafts(model, x, known, how, generator)]
         tokens, sure = passes[-1]
-        choice = free if reopen else ~known
-        kept = ~choice | (rule(sure, choice, rounds_left) if rounds_left > 1 else choice)
+        committed = ~known & rule(sure, ~known, rounds_left) if rounds_left > 1 else ~known
         if trace is not None:
-            none = torch.zeros_like(known)
-            trace += [Pass(*each, none, none) for each in passes[:-1]]
-            trace.append(Pass(*passes[-1], kept & ~known, known & ~kept))
-        known = kept
+            trace += [Pass(*each, torch.zeros_like(known)) for each in passes[:-1]]
+            trace.append(Pass(*passes[-1], committed))
+        known = known | committed
     return tokens
 
 
@@ -210,7 +203,7 @@ def block_diffusion(model: Model, tokens: Tensor, known: Tensor, block_length: i
 
 def posterior_refinement(model: Model, tokens: Tensor, known: Tensor, rounds: int,
                          threshold: float | None = None, flow_steps: int = 1, fresh: bool = True,
-                         reopen: bool = False, early: bool = False, gumbel: float = 0,
+                         early: bool = False, gumbel: float = 0,
                          generator: Generator | None = None, **options) -> Tensor:
     """Posterior Refinement (2606.24773): draft the whole sequence with delta_{0,1}, commit what is
     sure *given the draft* (p_max >= threshold) and at least the uniform budget, give the rest fresh
@@ -219,36 +212,29 @@ def posterior_refinement(model: Model, tokens: Tensor, known: Tensor, rounds: in
     threshold: published 0.999; math.inf never commits more than the budget. Default (ours):
     1 - 0.05 / rounds, since who has more rounds to wait can ask for more. `fresh` = False keeps the
     first noise. Ours are:
-    `reopen`: as many tokens are kept as ever, but the surest of all that were generated: a later,
-    surer draft takes the place of an early doubtful one.
     `early`: the budget is large first, for from nothing the tokens of one draft fit each other.
     `gumbel`: MaskGIT's choice temperature (2202.04200), which falls linearly with the rounds left:
     the budget is ranked by log p_max + temperature * Gumbel noise, and the threshold is math.inf.
     The surest tokens are the commonest; text that begins with them has no entropy.
-    Raises ValueError for a negative threshold or gumbel, or a budget both early and reopened.
+    Raises ValueError for a negative threshold or gumbel.
     """
     rounds = at_most_tokens(rounds, tokens)
     if threshold is None:
         threshold = math.inf if gumbel else 1 - 0.05 / rounds
     check_threshold(threshold)
-    if early and reopen or not 0 <= gumbel < math.inf:
-        raise ValueError("a budget is either early or reopened, and gumbel a temperature, at least "
-                         f"0, not {gumbel}")
+    if not 0 <= gumbel < math.inf:
+        raise ValueError(f"gumbel is a temperature, at least 0, not {gumbel}")
 
-    def rule(confidence: Tensor, choice: Tensor, rounds_left: int) -> Tensor:
-        rank, unknown = confidence, choice.sum(1, keepdim=True)
+    def rule(confidence: Tensor, unknown: Tensor, rounds_left: int) -> Tensor:
+        rank, count = confidence, ceil_divide(unknown.sum(1, keepdim=True), rounds_left)
         if gumbel:
             rank = with_gumbel(confidence, gumbel * rounds_left / rounds, generator)
         if early:
-            count = scheduled(many_first, choice, rounds_left, rounds)
-        elif reopen:
-            count = ceil_divide(unknown * (rounds - rounds_left + 1), rounds)
-        else:
-            count = ceil_divide(unknown, rounds_left)
-        return (confidence >= threshold) | surest(rank, choice, count)
+            count = scheduled(many_first, unknown, rounds_left, rounds)
+        return (confidence >= threshold) | surest(rank, unknown, count)
 
     how = Draft(uniform_times(flow_steps), fresh=fresh)
-    return refine(model, tokens, known, rounds, how, rule, reopen, generator=generator, **options)
+    return refine(model, tokens, known, rounds, how, rule, generator=generator, **options)
 
 
 def with_gumbel(confidence: Tensor, temperature: float, generator: Generator | None) -> Tensor:
@@ -359,7 +345,6 @@ def drafts_of(flow_steps: int, model: Model, tokens: Tensor, known: Tensor, nfe:
 
 SAMPLERS = {  # the first that suits an objective is its default
     "posterior": Sampler(posterior_refinement, ("fmlm+",)),
-    "posterior-reopened": Sampler(partial(posterior_refinement, reopen=True), ("fmlm+",)),
     "posterior-early": Sampler(partial(posterior_refinement, early=True), ("fmlm+",)),
     "posterior-gumbel": Sampler(partial(posterior_refinement, gumbel=3), ("fmlm+",)),
     "posterior-4": Sampler(partial(drafts_of, 4), ("fmlm+",)),

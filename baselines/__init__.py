@@ -77,5 +77,5 @@ def record(trace: list | None, drawn: Tensor, p: Tensor, known: Tensor, committe
     each is; `sure`: how sure those that were known before are."""
     sure = torch.where(known, sure, p.gather(-1, drawn[..., None])[..., 0].float())
     if trace is not None:
-        trace.append(Pass(drawn, sure, committed, torch.zeros_like(known)))
+        trace.append(Pass(drawn, sure, committed))
     return sure

@@ -72,7 +72,7 @@ def sampler(model: Model, tokens: Tensor, known: Tensor, nfe: int, greedy: bool 
         tokens = torch.where(here, drawn[:, None], tokens)
         sure = torch.where(here, p.gather(-1, drawn[:, None]).float(), sure)
         if trace is not None:
-            trace.append(Pass(tokens, sure, here, torch.zeros_like(known)))
+            trace.append(Pass(tokens, sure, here))
     return tokens
 
 

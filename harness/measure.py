@@ -103,7 +103,7 @@ def passes_used(known: Tensor, trace: list) -> Tensor:
     passes = torch.zeros(len(known), dtype=torch.int64, device=known.device)
     for record in trace:
         passes = passes + ~known.all(1)
-        known = (known | record.committed) & ~record.reopened
+        known = known | record.committed
     return passes
 
 

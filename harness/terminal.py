@@ -62,7 +62,6 @@ def trace(task: Task, given: Tensor, records: list) -> str:
         if known.all():  # others of its batch go on
             break
         record = type(record)(*(part[0] for part in record))
-        known = known & ~record.reopened
         back = int((~known & ~record.committed).sum())
         lines.append(f"pass {number}: {int(record.committed.sum())} committed, {back} back to "
                      f"noise\n{task.show(record.draft, record, known, color)}\n")

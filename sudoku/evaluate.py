@@ -30,7 +30,7 @@ from harness.tasks import Task
 from sample import SAMPLERS
 from sudoku import boards as sudoku
 
-ASIDE = ("block", "posterior-reopened", "posterior-4", "posterior-8", "posterior-early",
+ASIDE = ("block", "posterior-4", "posterior-8", "posterior-early",
          "posterior-gumbel", "confidence-gumbel", "posterior-left", "a-priori-left",
          "confidence-left")  # on demand: not in the paper's tables of Sudoku
 COMPARED = {4: {6: None}, 6: {12: None},  # puzzles that `measure` solves, by size: clues, and NFE,

@@ -40,8 +40,6 @@ VARIANTS = {  # of the sweep: what differs from 1 flow step a round, fresh noise
     "2 flow steps a round": dict(flow_steps=2),
     "4 flow steps a round": dict(flow_steps=4),
     "noise kept": dict(fresh=False),
-    "reopened": dict(reopen=True),
-    "reopened, threshold inf": dict(reopen=True, threshold=math.inf),
 }
 
 

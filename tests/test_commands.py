@@ -407,7 +407,7 @@ def test_a_model_that_is_sure_to_0_995_needs_one_pass_by_default_and_all_at_0_99
 
     assert passes(0.995) == passes(1.0, "--threshold", "0.999") == 1
     assert passes(0.995, "--threshold", "0.999") == passes(1.0, "--threshold", "inf") == 4
-    assert passes(0.995, "--threshold", "0.999", "--sampler", "posterior-reopened") == 4
+    assert passes(0.995, "--threshold", "0.999", "--sampler", "posterior-early") == 4
 
 
 def test_the_mark_that_some_editors_put_first_into_a_file_is_no_cell(oracle, tmp_path, capsys):

@@ -489,7 +489,7 @@ def test_characters_are_shown_with_their_spaces():
     task = load_task("text", dict(tokens="chars", vocab=[*SPECIAL, " ", "a"], length=4))
     tokens = torch.tensor([4, 3, 4, 1])
     assert task.line(tokens) == "a a<end>" and task.parse("a a<end>") == tokens.tolist()
-    record = Pass(tokens, torch.ones(4), torch.ones(4, dtype=bool), torch.zeros(4, dtype=bool))
+    record = Pass(tokens, torch.ones(4), torch.ones(4, dtype=bool))
     assert task.show(tokens, record, torch.zeros(4, dtype=bool)) == "[a] [' '] [a] [<end>]"
 
 

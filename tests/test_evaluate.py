@@ -528,7 +528,7 @@ def test_a_threshold_that_is_asked_for_is_that_of_posterior_refinement(checkpoin
         info = {"task": "sudoku4", "state": {}, "objective": "fmlm+", "step": 1}
         monkeypatch.setattr(evaluate, "load_checkpoint", lambda *_: (model, info))
         options = Namespace(device=torch.device("cpu"), compile=False, bf16=False, clues=None,
-                            nfe=[4], n=3, seed=0, sampler=["posterior", "posterior-reopened"],
+                            nfe=[4], n=3, seed=0, sampler=["posterior", "posterior-early"],
                             attempts=None, check_rules=False,
                             threshold=threshold[0] if threshold else None)
         document = evaluate.evaluate("x.pt", options)

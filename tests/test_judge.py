@@ -159,7 +159,7 @@ class Dice:
         self.calls.append(len(tokens))
         first = ~known & (torch.arange(tokens.shape[1]) % 2 == 0)
         for part in (first, ~known & ~first):
-            trace.append(Pass(drawn, torch.ones(tokens.shape), part, nothing(tokens)))
+            trace.append(Pass(drawn, torch.ones(tokens.shape), part))
         return drawn
 
     def score(self, model, tokens, known, generator=None):
@@ -205,7 +205,7 @@ def test_every_attempt_but_the_first_sees_a_board_under_a_symmetry_and_answers_w
         fits = ((boards == tokens[:, None]) | ~known[:, None]).all(-1)
         assert fits.any(1).all()  # a view of a board is one
         drawn = boards[fits.int().argmax(1)]
-        trace.append(Pass(drawn, torch.arange(16.0).expand_as(drawn), ~known, nothing(tokens)))
+        trace.append(Pass(drawn, torch.arange(16.0).expand_as(drawn), ~known))
         return drawn
 
     def score(model, tokens, known, generator=None):

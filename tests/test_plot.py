@@ -144,10 +144,9 @@ def test_a_full_puzzle_is_refused():
 def test_a_panel_shows_each_digit_in_the_color_of_its_kind_and_the_doubt_behind_it():
     pytest.importorskip("matplotlib")
     given = torch.where(cells(*CLUES), BOARD, -1)
-    first = Pass(change(BOARD, c2=3, c13=1), torch.full((16,), 0.75), (given < 0) & ~cells(3, 13),
-                 cells())
-    figure = draw_board(FOUR, given,
-                        [first, Pass(change(BOARD, c2=3), torch.ones(16), cells(3, 13), cells())])
+    first = Pass(change(BOARD, c2=3, c13=1), torch.full((16,), 0.75), (given < 0) & ~cells(3, 13))
+    second = Pass(change(BOARD, c2=3), torch.ones(16), cells(3, 13))
+    figure = draw_board(FOUR, given, [first, second])
     one, two = figure.axes
     assert (one.get_title(), one.get_xlabel()) == ("Round 1: 2 wrong",
                                                    "8 committed, 2 back to noise")
@@ -171,7 +170,7 @@ def test_a_panel_shows_each_digit_in_the_color_of_its_kind_and_the_doubt_behind_
 def test_a_legend_names_only_what_is_there():
     pytest.importorskip("matplotlib")
     figure = draw_board(FOUR, torch.where(cells(0), BOARD, -1),
-                        [Pass(BOARD, torch.ones(16), ~cells(0), cells())])
+                        [Pass(BOARD, torch.ones(16), ~cells(0))])
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["clue", "committed"]
 
 

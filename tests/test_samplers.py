@@ -113,8 +113,6 @@ EVERY = {
     "posterior, 2 flow steps": (lambda *a, **k: posterior_refinement(*a, rounds=2, flow_steps=2,
                                                                      **k), 4,
                                 [(0, 0.5), (0.5, 1)] * 2, True),
-    "posterior, reopened": (lambda *a, **k: posterior_refinement(*a, rounds=3, reopen=True, **k), 3,
-                            [(0, 1)] * 3, True),
     "posterior, early": (lambda *a, **k: posterior_refinement(*a, rounds=3, early=True, **k), 2,
                          [(0, 1)] * 2, True),
     "posterior, gumbel": (lambda *a, **k: posterior_refinement(*a, rounds=3, gumbel=3, **k), 3,
@@ -306,7 +304,6 @@ def test_tokens_of_a_wrong_shape_type_or_value_are_refused(run, nfe, times, nois
     (lambda *a: posterior_refinement(*a, rounds=1, threshold=-0.01), "threshold"),
     (lambda *a: posterior_refinement(*a, rounds=1, threshold=-math.inf), "threshold"),
     (lambda *a: posterior_refinement(*a, rounds=1, threshold=math.nan), "threshold"),
-    (lambda *a: posterior_refinement(*a, rounds=1, early=True, reopen=True), "early or reopened"),
     (lambda *a: posterior_refinement(*a, rounds=1, gumbel=-1), "at least 0, not -1"),
     (lambda *a: posterior_refinement(*a, rounds=1, gumbel=math.inf), "not inf"),
     (lambda *a: posterior_refinement(*a, rounds=1, gumbel=math.nan), "not nan"),
@@ -549,25 +546,21 @@ def test_what_is_sure_is_committed_beyond_the_budget():
     assert rounds == [[[0, 1, 3]], [[4]], [[2]]]
 
 
-@pytest.mark.parametrize("reopen", [False, True])
 @pytest.mark.parametrize("rounds, committed", [
     (1, [5]), (2, [3, 2]), (3, [2, 2, 1]), (4, [2, 1, 1, 1]), (5, [1] * 5)])
 def test_an_infinite_threshold_commits_the_uniform_budget_alone_however_sure_the_draft(
-        rounds, committed, reopen):
+        rounds, committed):
     """p_max is 1 exactly, so a threshold of 1 would take all in one pass; NFE is the rounds."""
     model, trace = Scripted([[1.0, 0.0]] * 5), []
-    posterior_refinement(model, *nothing(3, 5), rounds, threshold=math.inf, reopen=reopen,
-                         generator=seeded(), trace=trace)
+    posterior_refinement(model, *nothing(3, 5), rounds, threshold=math.inf, generator=seeded(),
+                         trace=trace)
     assert len(model.calls) == rounds and len(set(map(len, (x for x, *_ in model.calls)))) == 1
-    if reopen:  # ceil(5 r / rounds) are kept after round r
-        kept = [math.ceil(5 * r / rounds) for r in range(rounds + 1)]
-        committed = [after - before for before, after in zip(kept, kept[1:])]
     assert [record.committed.sum(1).tolist() for record in trace] == [[n] * 3 for n in committed]
-    _, uniform = choose_sampler("fmlm+", "posterior-reopened" if reopen else None, math.inf)
+    _, uniform = choose_sampler("fmlm+", None, math.inf)
     given = torch.full((3, 5), -1)
     drawn = uniform.complete(Scripted([[1.0, 0.0]] * 5), given, rounds, seeded())
     assert drawn.passes.tolist() == [rounds] * 3
-    _, sure = choose_sampler("fmlm+", "posterior-reopened" if reopen else None, 1)
+    _, sure = choose_sampler("fmlm+", None, 1)
     drawn = sure.complete(Scripted([[1.0, 0.0]] * 5), given, rounds, seeded())
     assert drawn.passes.tolist() == [1] * 3
 
@@ -595,23 +588,16 @@ def later_surer(number, x):
     return torch.stack([1 - p, p] if number else [p, 1 - p], -1)
 
 
-def test_a_reopened_token_makes_room_for_surer_ones_of_a_later_draft():
-    """3 unknown, 3 rounds: 1, 2 and 3 are kept. Round 2: 0.97 and 0.95 are surer than the 0.9 of
-    round 1, which goes back."""
-    tokens, known = puzzle([None, None, None, 0])
-    for reopen, committed, reopened, expected in ((True, [[0], [1, 2], [0]], [[], [0], []],
-                                                   [1, 1, 1, 0]),
-                                                  (False, [[0], [2], [1]], [[], [], []],
-                                                   [0, 1, 1, 0])):
-        model, trace = Scripted(later_surer, vocab_size=2), []
-        result = posterior_refinement(model, tokens, known, 3, reopen=reopen, generator=seeded(),
-                                      trace=trace)
-        assert result.tolist() == [expected]
-        assert [record.committed[0].nonzero()[:, 0].tolist() for record in trace] == committed
-        assert [record.reopened[0].nonzero()[:, 0].tolist() for record in trace] == reopened
-        assert model.calls[2][1].tolist() == [[0, 1, 1, 1] if reopen
-                                              else [1, 0, 1, 1]], "what was reopened is noise again"
-        assert bool(model.calls[2][0][0, 0].equal(torch.tensor([1.0, 0]))) is not reopen
+def test_a_committed_token_stays_whatever_a_later_draft_is_surer_of():
+    """3 unknown, 3 rounds: one each. Round 2 drafts another word for token 0 and is surer of both
+    others than round 1 was of it: token 0 is context all the same."""
+    model, trace = Scripted(later_surer, vocab_size=2), []
+    result = posterior_refinement(model, *puzzle([None, None, None, 0]), 3, generator=seeded(),
+                                  trace=trace)
+    assert result.tolist() == [[0, 1, 1, 0]]
+    assert [record.committed[0].nonzero()[:, 0].tolist() for record in trace] == [[0], [2], [1]]
+    assert model.calls[2][1].tolist() == [[1, 0, 1, 1]]
+    assert model.calls[2][0][0, 0].equal(torch.tensor([1.0, 0]))
 
 
 def test_a_committed_token_is_as_sure_as_its_draft_was_and_a_given_one_certain():
@@ -621,31 +607,6 @@ def test_a_committed_token_is_as_sure_as_its_draft_was_and_a_given_one_certain()
     assert [record.confidence[0].tolist() for record in trace] == [
         pytest.approx([0.9, 0.8, 0.7, 1]), pytest.approx([0.9, 0.95, 0.97, 1]),
         pytest.approx([0.9, 0.6, 0.97, 1])]
-
-
-def test_what_is_sure_is_not_reopened():
-    """Threshold 0.8: 0.9 and 0.8 are kept in round 1, and the third, 0.97, in round 2 beside them:
-    more than its budget of 2."""
-    trace = []
-    posterior_refinement(Scripted(later_surer, vocab_size=2), *puzzle([None, None, None, 0]), 3,
-                         threshold=0.8, reopen=True,
-                         generator=seeded(), trace=trace)
-    assert [record.committed[0].nonzero()[:, 0].tolist() for record in trace] == [[0, 1], [2]]
-    assert not any(record.reopened.any() for record in trace)
-
-
-@pytest.mark.parametrize("rounds", [1, 2, 3, 4])
-def test_reopening_keeps_as_many_tokens_as_the_uniform_budget_would(rounds):
-    """ceil(n r / R) after round r of R, each sequence by its own n; where confidence does not
-    change, nothing is reopened."""
-    tokens, known = puzzle([None] * 5, [None, 0, None, None, 0])
-    trace = []
-    posterior_refinement(Scripted(), tokens, known, rounds, reopen=True, generator=seeded(),
-                         trace=trace)
-    kept = torch.stack([record.committed.sum(1) for record in trace]).cumsum(0)
-    assert kept.tolist() == [[math.ceil(n * r / rounds) for n in (5, 3)]
-                             for r in range(1, rounds + 1)]
-    assert not any(record.reopened.any() for record in trace)
 
 
 def test_the_early_budget_is_large_first():
@@ -1133,9 +1094,9 @@ def test_a_sampler_of_the_table_refuses_fewer_passes_than_one(name, nfe):
         SAMPLERS[name].run(Scripted(), *nothing(1, 5), nfe)
 
 
-@pytest.mark.parametrize("name", ["posterior", "posterior-reopened", "posterior-left", "a-priori",
-                                  "a-priori-sampled", "a-priori-left", "block", "confidence",
-                                  "confidence-sampled", "confidence-left"])
+@pytest.mark.parametrize("name", ["posterior", "posterior-left", "a-priori", "a-priori-sampled",
+                                  "a-priori-left", "block", "confidence", "confidence-sampled",
+                                  "confidence-left"])
 def test_a_sampler_of_the_table_that_commits_in_every_pass_refuses_more_passes_than_tokens(name):
     with pytest.raises(ValueError, match="6 rounds"):
         SAMPLERS[name].run(Scripted(), *nothing(1, 5), 6)
@@ -1154,8 +1115,8 @@ def test_the_names_of_the_table_stand_for_what_they_say():
         result = sampler.run(model, *nothing(50, 4), 2, generator=seeded())
         (x, s, t), noisy = model.calls[0], bool(model.calls[0][0].any())
         seen[name] = (t.unique().tolist(), noisy, len(result.unique(dim=0)) > 1)
-    assert seen == {"posterior": ([1], True, False), "posterior-reopened": ([1], True, False),
-                    "posterior-early": ([1], True, False), "posterior-gumbel": ([1], True, False),
+    assert seen == {"posterior": ([1], True, False), "posterior-early": ([1], True, False),
+                    "posterior-gumbel": ([1], True, False),
                     "posterior-4": ([0.5], True, False), "posterior-8": ([0.5], True, False),
                     "posterior-left": ([1], True, False), "a-priori-left": ([0], True, True),
                     "a-priori": ([0], True, False), "a-priori-sampled": ([0], True, True),
@@ -1172,9 +1133,9 @@ def test_an_objective_has_a_default_sampler_and_refuses_those_it_was_not_trained
                "mdm": "confidence", "mlfm": "promotion", "flm+": "a-priori"}
     assert {objective: choose_sampler(objective)[0] for objective in default} == default
     assert {*OBJECTIVES, "mlfm"} == {*default}
-    suits = {"fmlm+": {"posterior", "posterior-reopened", "posterior-4", "posterior-8",
-                       "posterior-early", "posterior-gumbel", "posterior-left", "a-priori",
-                       "a-priori-sampled", "a-priori-left", "flow-map", "block"},
+    suits = {"fmlm+": {"posterior", "posterior-4", "posterior-8", "posterior-early",
+                       "posterior-gumbel", "posterior-left", "a-priori", "a-priori-sampled",
+                       "a-priori-left", "flow-map", "block"},
              "mlfm": {"promotion"},
              "flm": {"flow-map", "flow-map-tau"}, "fmlm": {"flow-map", "flow-map-tau"},
              "flm+": {"flow-map", "a-priori", "a-priori-sampled", "a-priori-left"},
@@ -1191,22 +1152,12 @@ def test_an_objective_has_a_default_sampler_and_refuses_those_it_was_not_trained
             choose_sampler(objective, "beam")
 
 
-@pytest.mark.parametrize("threshold", [None, 0.98, math.inf])
-def test_only_the_reopened_sampler_gives_tokens_back_whatever_its_threshold(threshold):
-    for name in ("posterior", "posterior-reopened"):
-        _, sampler = choose_sampler("fmlm+", name, threshold)
-        trace = []
-        sampler.run(Scripted(later_surer, vocab_size=2), *puzzle([None, None, None, 0]), 3,
-                    generator=seeded(), trace=trace)
-        assert any(record.reopened.any() for record in trace) == (name == "posterior-reopened")
-
-
 def test_a_threshold_belongs_to_posterior_refinement_alone():
     for name in [name for name in SAMPLERS if not name.startswith("posterior")]:
         with pytest.raises(ValueError, match="is of Posterior Refinement"):
             choose_sampler(SAMPLERS[name].objectives[0], name, 0.9)
-    name, sampler = choose_sampler("fmlm+", "posterior-reopened", 0.65)
-    assert name == "posterior-reopened" and sampler.objectives == ("fmlm+",)
+    name, sampler = choose_sampler("fmlm+", "posterior-early", 0.65)
+    assert name == "posterior-early" and sampler.objectives == ("fmlm+",)
     trace = []
     sampler.run(Scripted(), *nothing(1, 5), 3, generator=seeded(), trace=trace)
     assert trace[0].committed.nonzero()[:, 1].tolist() == [0, 1, 3]

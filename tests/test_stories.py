@@ -547,7 +547,7 @@ def test_texts_of_story_words_are_stories_and_puzzles_never_are():
 def test_a_pass_shows_what_is_given_committed_and_sent_back():
     task = load_task("stories")
     draft = torch.tensor(encoded(STORY))
-    record = Pass(draft, torch.full((40,), 0.6), torch.arange(40) == 3, torch.zeros(40, dtype=bool))
+    record = Pass(draft, torch.full((40,), 0.6), torch.arange(40) == 3)
     record.confidence[4:6] = torch.tensor([0.95, 0.1])
     known = torch.arange(40) < 3
     words = task.show(draft, record, known).split()

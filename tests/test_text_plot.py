@@ -41,8 +41,8 @@ def test_a_text_is_shown_as_noise_as_every_draft_and_as_what_is_left_of_it(task)
     given = torch.where(place < 12, story, -1)
     draft = torch.where(place == 17, task.language.ids["9"], story)
     sure = (place >= 12) & (place < 17)
-    trace = [Pass(draft, torch.full((40,), 0.25), sure, place < 0),
-             Pass(story, torch.ones(40), place >= 17, place < 0)]
+    trace = [Pass(draft, torch.full((40,), 0.25), sure),
+             Pass(story, torch.ones(40), place >= 17)]
     seen = []
     for figure, time in plot.draw_frames(task, task.language.words, given, trace):
         axis = figure.axes[0]
