@@ -27,7 +27,7 @@ from torch import Generator, Tensor
 
 from fmlm import Model, flow_map, inverse_decoding_time, one_hot, token_times
 from harness import commands, speed, terminal
-from harness.attempts import JUDGES, attempts, tries_of
+from harness.attempts import attempts, tries_of
 from harness.checkpoints import completes, load_checkpoint, newest_checkpoint, task_of
 from harness.measure import check_tokens, usual
 from harness.samplers import Sampler, choose_sampler
@@ -372,34 +372,27 @@ SAMPLERS = {  # the first that suits an objective is its default
 @commands.command("sample.py")
 def main(arguments: list[str] | None = None) -> int:
     options = terminal.parser(list(SAMPLERS)).parse_args(arguments)
-    lines = [options.puzzle or ""]
-    if options.puzzles is not None:
-        lines = terminal.lines_of(options.puzzles)
-    path = options.checkpoint or newest_checkpoint(*filter(None, [name_of(lines)]))
+    lines = terminal.lines_given(options)
+    path = options.checkpoint or newest_checkpoint(*filter(None, [name_of(lines or [])]))
     model, info = load_checkpoint(path, options.device, options.compile)
     name, sampler = choose_sampler(info["objective"], options.sampler, options.threshold)
-    task, errors = task_of(info), []
+    task, solving = task_of(info), lines is not None
     precise = speed.in_bf16(options.bf16, options.device)
     if options.bench:
         with precise:
             budgets = usual(info["objective"], len(task.coords), (1, 4, 16))
             speed.sampling(sampler.run, model, len(task.coords), options.device, budgets)
         return 0
-    solving = (options.puzzle, options.puzzles) != (None, None)
     if solving and not completes(info):
         raise ValueError(f"this {info['objective']} was trained without prompts and knows no "
                          "context, so it cannot solve puzzles: use fmlm+")
-    if options.puzzles is not None:
-        given, errors = terminal.parse_lines(task, lines, options.puzzles)
-    else:
-        given = [task.parse(lines[0])] if solving else [[-1] * len(task.coords)] * options.n
+    given, errors = terminal.read_given(task, lines, options)
     given = torch.tensor(given, device=options.device)
     generator = Generator(options.device).manual_seed(options.seed)
-    most, answer = options.attempts, None
-    if most is None and solving and sampler.chance and info["objective"] in JUDGES:
-        most = task.attempts
-    tries = tries_of(info["objective"], task, most, options.check_rules, options.believe)
-    start = time.perf_counter()
+    most = task.attempts if solving and sampler.chance else None
+    tries = tries_of(info["objective"], task, options.attempts, options.check_rules,
+                     options.believe, most)
+    answer, start = None, time.perf_counter()
     with precise:
         nfe = options.nfe or usual(info["objective"], len(task.coords), [4])[0]
         if tries:

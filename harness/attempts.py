@@ -128,9 +128,13 @@ def judge_by_rules(task: Task) -> Judge:
 
 
 def tries_of(objective: str, task: Task, most: int | None, by_rules: bool,
-             believe: float | None = None) -> tuple[int, Judge] | None:
+             believe: float | None = None,
+             otherwise: int | None = None) -> tuple[int, Judge] | None:
     """How many attempts a command line asks for, and who judges them; None where it asks for none.
-    ValueError for an objective that cannot judge, or for how to judge without attempts."""
+    `otherwise`: how many where it does not say, by an objective that can judge. ValueError for one
+    that cannot, or for how to judge without attempts."""
+    if most is None and objective in JUDGES:
+        most = otherwise
     if most is None:
         if by_rules or believe:
             asked = "--check-rules" if by_rules else "--believe"

@@ -135,10 +135,21 @@ def lines_of(path: str, most: int = 2**26) -> list[str]:
     return text.splitlines()
 
 
-def parse_lines(task: Task, lines: list[str], path: str) -> tuple[list[list[int]], list[str]]:
-    """The sequences of a file, one a line, and one sentence for every line that is none. ValueError
-    if no line is one."""
-    given, errors = [], []
+def lines_given(options) -> list[str] | None:
+    """What is to be completed, a line each; None where sequences are drawn from nothing."""
+    if options.puzzles is not None:
+        return lines_of(options.puzzles)
+    return None if options.puzzle is None else [options.puzzle]
+
+
+def read_given(task: Task, lines: list[str] | None, options) -> tuple[list[list[int]], list[str]]:
+    """These lines as sequences, -1 for unknown, and one sentence for every line of a file that is
+    none; nothing but unknowns where nothing is given. ValueError if no line is one."""
+    if lines is None:
+        return [[-1] * len(task.coords)] * options.n, []
+    if options.puzzles is None:
+        return [task.parse(lines[0])], []
+    path, given, errors = options.puzzles, [], []
     for number, line in enumerate(lines, 1):
         try:
             if line.strip():
