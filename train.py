@@ -49,7 +49,7 @@ BOUNDARY = 1 / 32  # share of the others at (s, t) = (0, 1); as published
 def fmlm_plus(run: Run, model: fmlm.Model, x1: Tensor, prompt: Tensor | None) -> tuple:
     """FMLM+ (2606.24773): the paper's training step, then what the task adds to it."""
     context, _ = fmlm.sample_context(given(x1, prompt), run.draws)
-    s, t, targets = flow_map_times(run, model, len(x1))
+    s, t, targets = flow_map_times(run, model, x1)
     batch = with_recipe(run, model, Batch(x1, prompt, context, s, t, targets))
     return fmlm.flow_map_loss(model, batch, run.draws.normal(*x1.shape), run.parts), batch.context
 
@@ -62,21 +62,20 @@ def with_recipe(run: Run, model: fmlm.Model, batch: Batch) -> Batch:
 def fmlm_(run: Run, model: fmlm.Model, x1: Tensor, prompt: Tensor | None) -> tuple:
     """FMLM (2602.16813) in the form of FMLM+: no context but a prompt, one (s, t) a sequence."""
     context = given(x1, prompt)
-    s, t, targets = flow_map_times(run, model, len(x1))
-    if run.options.tau:
-        s, t = (fmlm.inverse_decoding_time(time, x1.shape[-1]) for time in (s, t))
+    s, t, targets = flow_map_times(run, model, x1)
     batch = Batch(x1, prompt, context, s, t, targets)
     return fmlm.flow_map_loss(model, batch, run.draws.normal(*x1.shape), run.parts), context
 
 
-def flow_map_times(run: Run, model: fmlm.Model, n: int) -> tuple[Tensor, Tensor, list[Target]]:
-    """s, t (n,) of a batch and whom its rows learn from: an MDM at s = t = 0, the data or a teacher
+def flow_map_times(run: Run, model: fmlm.Model, x1: Tensor) -> tuple[Tensor, Tensor, list[Target]]:
+    """s, t (B,) of a batch and whom its rows learn from: an MDM at s = t = 0, the data or a teacher
     on the rest of the diagonal, the network itself off it."""
+    n = len(x1)
     distilled = distilled_rows(n, run.options.distill)
     diagonal = distilled + round((n - distilled) * DIAGONAL)
     # At t = 1 the Lagrangian target says nothing, so that no row is pinned there.
     boundary = 0.0 if run.options.lagrangian else BOUNDARY
-    s, t = fmlm.sample_times(n, diagonal, run.draws, boundary, distilled)
+    s, t = run.sample_times(x1, diagonal, boundary, distilled)
     mdm, teacher = (of if of is None else fmlm.denoised(of) for of in (run.mdm, run.teacher))
     taught = [Target("mdm", distilled, mdm), Target("data", diagonal - distilled, teacher)]
     own = (Target("lagrangian", n - diagonal, partial(fmlm.lagrangian, model))
@@ -87,8 +86,7 @@ def flow_map_times(run: Run, model: fmlm.Model, n: int) -> tuple[Tensor, Tensor,
 
 def flm(run: Run, model: fmlm.Model, x1: Tensor, prompt: Tensor | None) -> tuple:
     """FLM (2602.16813): the denoiser at one time a sequence, uniform in the decoding time tau."""
-    _, t = fmlm.sample_times(len(x1), len(x1), run.draws)
-    t = fmlm.inverse_decoding_time(t, x1.shape[-1]) if run.options.tau else t
+    _, t = run.sample_times(x1, len(x1))
     noise = run.draws.normal(*x1.shape)
     return fmlm.flm_loss(model, x1, t, noise, prompt), given(x1, prompt)
 
@@ -96,7 +94,7 @@ def flm(run: Run, model: fmlm.Model, x1: Tensor, prompt: Tensor | None) -> tuple
 def flm_plus(run: Run, model: fmlm.Model, x1: Tensor, prompt: Tensor | None) -> tuple:
     """FLM+ (2606.24773): FMLM+ on the diagonal alone, an FLM that knows context."""
     context, _ = fmlm.sample_context(given(x1, prompt), run.draws)
-    _, t = fmlm.sample_times(len(x1), len(x1), run.draws)
+    _, t = run.sample_times(x1, len(x1))
     return fmlm.flm_loss(model, x1, t, run.draws.normal(*x1.shape), context), context
 
 
@@ -167,6 +165,13 @@ class Run:
         self.mdm, self.teacher = runs.teach(self, prepare if options.compile else lambda net: net)
         if world > 1:
             self.network = nn.parallel.DistributedDataParallel(self.network)
+
+    def sample_times(self, x1: Tensor, diagonal: int, *law: float) -> tuple[Tensor, Tensor]:
+        """s, t (B,) of a batch x1 (B, L, V): `fmlm.sample_times`, in tau where asked."""
+        s, t = fmlm.sample_times(len(x1), diagonal, self.draws, *law)
+        if self.options.tau:
+            s, t = (fmlm.inverse_decoding_time(time, x1.shape[-1]) for time in (s, t))
+        return s, t
 
     def halve(self, s: Tensor, t: Tensor) -> Tensor:
         """Where a jump from s to t is halved."""

@@ -90,10 +90,7 @@ def compressed_loss(model: Model, stage_1: Callable, x: Tensor, s: Tensor, t: Te
 def draw(run, x1: Tensor, prompt: Tensor | None, boundary: float) -> tuple[Tensor, ...]:
     """x_s (B, L, V), s, t (B, L) and the context: no row on the diagonal, `boundary` at (0, 1)."""
     context = given(x1, prompt)
-    times = fmlm.sample_times(len(x1), 0, run.draws, boundary)
-    if run.options.tau:
-        times = (fmlm.inverse_decoding_time(time, x1.shape[-1]) for time in times)
-    s, t = (token_times(time, context) for time in times)
+    s, t = (token_times(time, context) for time in run.sample_times(x1, 0, boundary))
     return fmlm.interpolate(x1, run.draws.normal(*x1.shape), s), s, t, context
 
 

@@ -35,6 +35,7 @@ BASELINES = {"ar": "baselines.ar", "duo": "baselines.duo", "candi": "baselines.c
 MASKED = ("mdm", "mlfm")  # shown [MASK], the zero vector, where the others are shown noise at s = 0
 ONE_BY_ONE = ("ar",)  # a pass a token, no less
 IN_TAU = ("flm", "fmlm", "fmlm-residual", "fmlm-compressed")  # know a prompt at most
+MAY_TAU = (*IN_TAU, "fmlm+", "flm+")  # learn at random times: in tau or in t
 LARGEST = dict(vocab_size=65536, width=4096, depth=128, heads=4096)  # none larger is made or read
 MOST_ENTRIES, MOST_OPERATIONS, LONGEST_PICKLE = 20_000, 2**20, 2**23  # over three times LARGEST
 GLOBALS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2",  # what torch.save names

@@ -7,7 +7,8 @@ import os
 import sys
 
 from harness import commands, runs, speed
-from harness.checkpoints import BASELINES, IN_TAU, LARGEST, OBJECTIVES, read_checkpoint
+from harness.checkpoints import (BASELINES, IN_TAU, LARGEST, MAY_TAU, OBJECTIVES,
+                                 read_checkpoint)
 from harness.tasks import TASKS, Task, load_task
 
 DEFAULTS = dict(objective="fmlm+", lr=2e-3, warmup=100, ema=0.999, seed=0, compile=True,
@@ -43,6 +44,8 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, Task, dict |
     objective = options.objective or settings.get("objective")
     if objective in IN_TAU:
         defaults |= dict(tau=True, recipe=False) | task.without_context
+    if objective not in MAY_TAU:
+        defaults.pop("tau", None)
     if objective == "mlfm":
         defaults["sigma"] = SIGMA
     defaults |= dict(task=task.name) | {k: v for k, v in settings.items() if v is not None}
@@ -96,7 +99,7 @@ def _parser(task: Task) -> commands.Parser:
     add("--distill", type=commands.number(0, 1, open=False), metavar="X",
         help="share of the batch that an mdm teaches (default 0.25)")
     add("--tau", action=switch, help="draw and halve times in tau(t), and tell the network tau "
-        f"(default for {', '.join(IN_TAU)})")
+        f"(default for {', '.join(MAY_TAU if 'tau' in default else IN_TAU)})")
     add("--weighting", choices=("uniform", "elbo"), help="of an mdm's masked tokens: alike "
         "(default), or 1 / masking rate as in the likelihood bound")
     add("--sigma", type=commands.number(0, 10), metavar="X",
@@ -127,8 +130,9 @@ def _parser(task: Task) -> commands.Parser:
 
 def _check(options: argparse.Namespace, task: Task) -> None:
     """ValueError for options that do not go together, before any work."""
-    for name, those in (("tau", IN_TAU), ("lagrangian", ("fmlm", "fmlm+")), ("weighting", ("mdm",)),
-                        ("sigma", ("mlfm",)), ("teacher", tuple(runs.TEACHERS))):
+    only = dict(tau=MAY_TAU, lagrangian=("fmlm", "fmlm+"), weighting=("mdm",), sigma=("mlfm",),
+                teacher=tuple(runs.TEACHERS))
+    for name, those in only.items():
         if getattr(options, name) and options.objective not in those:
             *others, last = those
             those = f"{', '.join(others)} and {last}" if others else last

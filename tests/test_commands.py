@@ -547,8 +547,8 @@ TRAINING = {  # arguments, with {names} of files, and what the sentence must say
                              "--out", "{folder}/x"],
                             "--distill is the share taught by an MDM, and {flm} is flm"),
     **{f"tau for {objective}": (["--objective", objective, "--tau", "--out", "{folder}/x"],
-                                f"fmlm-compressed, not for {objective}")
-       for objective in ("mdm", "mlfm", "fmlm+")},
+                                f"fmlm+ and flm+, not for {objective}")
+       for objective in ("mdm", "mlfm", "ar")},
     **{f"lagrangian for {objective}": (["--objective", objective, "--lagrangian", "--out",
                                         "{folder}/x"],
                                        f"--lagrangian is for fmlm and fmlm+, not for {objective}")

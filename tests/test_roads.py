@@ -359,7 +359,7 @@ def training_loss(options, model, x1, generator, mdm=None, teacher=None):
     run = SimpleNamespace(options=options, draws=Draws(generator), mdm=mdm, teacher=teacher,
                           recipe=None, parts={}, task=SimpleNamespace(vocab_size=vocab_size),
                           model=law, world=1)
-    run.halve = partial(Run.halve, run)
+    run.halve, run.sample_times = partial(Run.halve, run), partial(Run.sample_times, run)
     return train.loss_of(options.objective)(run, model, x1, None)
 
 
@@ -651,6 +651,11 @@ def test_a_network_is_told_tau_or_t_as_the_weights_are_that_it_goes_on_from(file
     assert train.main([*TINY, "--objective", "flm", "--no-tau", "--steps", "2", "--out", path]) == 0
     assert train.main(["--resume", path, "--steps", "3"]) == 0 and not tau(path)
     assert read_checkpoint(path)["options"]["tau"] is False
+    for words, told in (([], False), (["--tau"], True)):  # an MDM knows 0 and 1, which are tau too
+        assert train.main([*TINY, "--init", files["mdm"], *words, "--steps", "2", "--out",
+                           path]) == 0
+        assert tau(path) is told
+        assert train.main(["--resume", path, "--steps", "3"]) == 0 and tau(path) is told
 
 
 def test_an_flm_with_prompts_keeps_them_clean_and_learns_nothing_of_them():
@@ -661,7 +666,7 @@ def test_an_flm_with_prompts_keeps_them_clean_and_learns_nothing_of_them():
         spy, options = Spy(), options_of("--objective", objective)
         run = SimpleNamespace(options=options, draws=Draws(seeded(3)), mdm=None, teacher=None,
                               recipe=None, parts={}, task=SimpleNamespace(vocab_size=4))
-        run.halve = partial(Run.halve, run)
+        run.halve, run.sample_times = partial(Run.halve, run), partial(Run.sample_times, run)
         _, context = train.loss_of(objective)(run, spy, x1, prompt)
         x, s, t = spy.asked[-1]
         assert context.equal(prompt) and ((s == 1) & (t == 1)).equal(prompt)
@@ -743,8 +748,11 @@ def test_tau_is_the_default_of_what_has_one_time_for_all_tokens_and_can_be_turne
     assert options_of("--objective", objective).tau is tau
     if tau:
         assert options_of("--objective", objective, "--no-tau").tau is False
+    elif objective[-1] == "+":
+        assert options_of("--objective", objective, "--tau").tau is True
     else:
-        words = f"--tau is for flm, fmlm, fmlm-residual and fmlm-compressed, not for {objective}"
+        words = (f"--tau is for flm, fmlm, fmlm-residual, fmlm-compressed, fmlm+ and flm+, not for "
+                 f"{objective}")
         with pytest.raises(ValueError, match=re.escape(words)):
             options_of("--objective", objective, "--tau")
 

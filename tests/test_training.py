@@ -139,7 +139,7 @@ def hand_made(options, draws, mdm=None, recipe=recipe, vocab_size=4):
     run = SimpleNamespace(options=options, draws=draws, mdm=mdm, teacher=None, recipe=recipe,
                           model=law, world=1,
                           parts={}, task=task)
-    run.halve = partial(Run.halve, run)
+    run.halve, run.sample_times = partial(Run.halve, run), partial(Run.sample_times, run)
     return run
 
 
@@ -153,21 +153,22 @@ def training_loss(options, model, x1, draws, parts=None, mdm=None, prompt=None):
 
 
 @pytest.mark.parametrize("objective, options", [
-    ("fmlm+", []), ("fmlm+", ["--lagrangian"]), ("fmlm", []), ("fmlm", ["--no-tau"]), ("flm", []),
-    ("flm", ["--no-tau"]), ("flm+", []), ("mdm", []), ("mdm", ["--weighting", "elbo"]),
+    ("fmlm+", []), ("fmlm+", ["--lagrangian"]), ("fmlm+", ["--tau"]), ("fmlm", []),
+    ("fmlm", ["--no-tau"]), ("flm", []), ("flm", ["--no-tau"]), ("flm+", []), ("flm+", ["--tau"]),
+    ("mdm", []), ("mdm", ["--weighting", "elbo"]),
     ("mlfm", [])])
 def test_the_training_loss_is_the_objectives_own_for_the_same_draws(objective, options):
     model, draws, x1 = random_model(), draws_of(), boards_of_8()
     randn = lambda: draws.normal(8, 16, 4)
+    in_tau = "--tau" in options or objective in ("flm", "fmlm") and not options
+    axis = partial(fmlm.inverse_decoding_time, vocab_size=4) if in_tau else lambda time: time
+    halve = partial(fmlm.midpoint_in_tau, vocab_size=4) if in_tau else fmlm.midpoint
     nothing, lagrangian, parts = torch.zeros(8, 16, dtype=bool), "--lagrangian" in options, {}
     if objective in ("flm", "fmlm"):
         half = 8 if objective == "flm" else 4
-        s, t = fmlm.sample_times(8, half, draws, 1 / 32)
-        if not options:
-            s, t = fmlm.inverse_decoding_time(s, 4), fmlm.inverse_decoding_time(t, 4)
+        s, t = map(axis, fmlm.sample_times(8, half, draws, 1 / 32))
         assert (s < t).sum() == 8 - half
-        own = partial(fmlm.semigroup, model, halve=fmlm.midpoint if options else partial(
-            fmlm.midpoint_in_tau, vocab_size=4))
+        own = partial(fmlm.semigroup, model, halve=halve)
         batch = Batch(x1, None, nothing, s, t, [Target("data", 4), Target("own", 4, own)])
         expected = (fmlm.flm_loss(model, x1, t, randn()) if objective == "flm" else
                     fmlm.flow_map_loss(model, batch, randn()))
@@ -182,7 +183,7 @@ def test_the_training_loss_is_the_objectives_own_for_the_same_draws(objective, o
         elif objective == "mdm":
             expected = fmlm.mdm_loss(model, x1, context)
         elif objective == "flm+":  # FMLM+ with all rows on the diagonal
-            _, t = fmlm.sample_times(8, 8, draws)
+            _, t = map(axis, fmlm.sample_times(8, 8, draws))
             batch = Batch(x1, None, context, t, t, [Target("data", 8)])
             expected = fmlm.flow_map_loss(model, batch, randn())
         elif objective == "mlfm":
@@ -191,9 +192,10 @@ def test_the_training_loss_is_the_objectives_own_for_the_same_draws(objective, o
             expected = fmlm.mlfm_loss(model, x1, context, t, randn(), 0.5)
             context = context.all(1)  # sequences count alike, not tokens
         else:  # half of the batch on the diagonal, 1/32 of the rest at (0, 1): semigroup alone
-            s, t = fmlm.sample_times(8, 4, draws, 0 if lagrangian else 1 / 32)
-            of = [Target("data", 4), Target("own", 4, partial(
-                fmlm.lagrangian if lagrangian else fmlm.semigroup, model))]
+            s, t = map(axis, fmlm.sample_times(8, 4, draws, 0 if lagrangian else 1 / 32))
+            own = partial(fmlm.semigroup, model, halve=halve)
+            of = [Target("data", 4),
+                  Target("own", 4, partial(fmlm.lagrangian, model) if lagrangian else own)]
             expected = fmlm.flow_map_loss(model, Batch(x1, None, context, s, t, of), randn())
     loss, tokens = training_loss(options_of("--objective", objective, *options), model, x1,
                                  draws_of(), parts=parts)
