@@ -148,8 +148,17 @@ def uniform_budget(confidence: Tensor, unknown: Tensor, rounds_left: int) -> Ten
     return surest(confidence, unknown, ceil_divide(unknown.sum(1, keepdim=True), rounds_left))
 
 
-def uniform_times(steps: int) -> list[float]:
-    return [i / steps for i in range(steps + 1)] if steps > 0 else []
+def uniform_times(steps: int, tau_of: int | None = None) -> list[float]:
+    """So many jumps of one length from 0 to 1, in t, or in tau(t) of so many words."""
+    times = [i / steps for i in range(steps + 1)] if steps > 0 else []
+    if tau_of:
+        times = inverse_decoding_time(torch.tensor(times, dtype=torch.float64), tau_of).tolist()
+    return times
+
+
+def clock(model: Model) -> int | None:
+    """`tau_of` the words of a network that is told tau; None, t, for all others."""
+    return model.vocab_size if getattr(model, "decided", None) is not None else None
 
 
 def at_most_tokens(rounds: int, tokens: Tensor) -> int:
@@ -174,11 +183,8 @@ def flow_map_sampler(model: Model, tokens: Tensor, known: Tensor, steps: int, ta
     an Euler step. `tau`: steps that are uniform in the decoding time tau(t), not in t.
     `options`, of all samplers: generator and trace, as for `refine`.
     """
-    times = uniform_times(steps)
-    if tau:
-        uniform = torch.tensor(times, dtype=torch.float64)
-        times = inverse_decoding_time(uniform, model.vocab_size).tolist()
-    return refine(model, tokens, known, 1, Draft(times), uniform_budget, **options)
+    how = Draft(uniform_times(steps, model.vocab_size if tau else None))
+    return refine(model, tokens, known, 1, how, uniform_budget, **options)
 
 
 def block_diffusion(model: Model, tokens: Tensor, known: Tensor, block_length: int, steps: int,
@@ -198,7 +204,8 @@ def block_diffusion(model: Model, tokens: Tensor, known: Tensor, block_length: i
     def rule(confidence: Tensor, unknown: Tensor, rounds_left: int) -> Tensor:
         return unknown & (place < (blocks - rounds_left + 1) * block_length)
 
-    return refine(model, tokens, known, blocks, Draft(uniform_times(steps)), rule, **options)
+    how = Draft(uniform_times(steps, clock(model)))
+    return refine(model, tokens, known, blocks, how, rule, **options)
 
 
 def posterior_refinement(model: Model, tokens: Tensor, known: Tensor, rounds: int,
@@ -233,7 +240,7 @@ def posterior_refinement(model: Model, tokens: Tensor, known: Tensor, rounds: in
             count = scheduled(many_first, unknown, rounds_left, rounds)
         return (confidence >= threshold) | surest(rank, unknown, count)
 
-    how = Draft(uniform_times(flow_steps), fresh=fresh)
+    how = Draft(uniform_times(flow_steps, clock(model)), fresh=fresh)
     return refine(model, tokens, known, rounds, how, rule, generator=generator, **options)
 
 
@@ -353,7 +360,7 @@ SAMPLERS = {  # the first that suits an objective is its default
     "a-priori": Sampler(a_priori_confidence, ("fmlm+", "flm+")),
     "a-priori-sampled": Sampler(partial(a_priori_confidence, draw="sample"), ("fmlm+", "flm+")),
     "a-priori-left": Sampler(partial(left_to_right, how=A_PRIORI), ("fmlm+", "flm+")),
-    "flow-map-tau": Sampler(partial(flow_map_sampler, tau=True), ("flm", "fmlm")),
+    "flow-map-tau": Sampler(partial(flow_map_sampler, tau=True), ("flm", "fmlm", "fmlm+")),
     "flow-map": Sampler(flow_map_sampler, ("flm", "fmlm", "fmlm+", "flm+")),
     "block": Sampler(blocks_of_one_pass, ("fmlm+",)),
     "confidence": Sampler(mdm_confidence, ("mdm",), chance=False),

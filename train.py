@@ -55,8 +55,8 @@ def fmlm_plus(run: Run, model: fmlm.Model, x1: Tensor, prompt: Tensor | None) ->
 
 
 def with_recipe(run: Run, model: fmlm.Model, batch: Batch) -> Batch:
-    """What the task adds to the paper's batch, where it has prompts."""
-    return run.recipe(batch, model, run.draws) if run.recipe and batch.prompt is not None else batch
+    """What the task adds to the paper's batch."""
+    return run.recipe(batch, model, run.draws) if run.recipe else batch
 
 
 def fmlm_(run: Run, model: fmlm.Model, x1: Tensor, prompt: Tensor | None) -> tuple:

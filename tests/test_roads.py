@@ -757,6 +757,13 @@ def test_tau_is_the_default_of_what_has_one_time_for_all_tokens_and_can_be_turne
             options_of("--objective", objective, "--tau")
 
 
+def test_a_text_file_is_learned_in_tau_by_all_that_learn_at_random_times():
+    for objective in OBJECTIVES:
+        tau = None if objective in ("mdm", "mlfm") else True
+        assert parse(["text", "--objective", objective])[0].tau is tau
+    assert parse(["text", "--no-tau"])[0].tau is False and parse(["stories"])[0].tau is None
+
+
 def test_no_table_ends_without_an_evaluation_and_table_with_one(tmp_path, monkeypatch):
     evaluated = []
     monkeypatch.setattr(evaluate, "main", lambda arguments: evaluated.append(arguments) or 0)

@@ -702,6 +702,18 @@ def test_flow_steps_are_passes_of_one_draft_from_one_noise():
     assert (after - (x + torch.tensor(FIXED)) / 2).abs().max() < 1e-6 and not (fresh == x).any()
 
 
+def test_jumps_are_uniform_in_what_the_network_is_told():
+    """tau = 1/2 for three words is t = HALF."""
+    for told in (True, False):
+        model = Scripted()
+        model.decided = torch.ones(1) if told else None
+        posterior_refinement(model, *nothing(3, 5), 1, flow_steps=2, generator=seeded())
+        block_diffusion(model, *nothing(3, 5), 5, 2, generator=seeded())
+        middle = HALF if told else 0.5
+        assert [s.unique().item() for _, s, _ in model.calls] == pytest.approx(
+            [0, middle, 0, middle], abs=1e-6)
+
+
 def test_noise_that_is_kept_is_the_same_in_every_round_and_fresh_noise_is_not():
     """Two passes a draft: it is the beginning of each that holds the noise, and only where the
     token is still unknown."""
@@ -1135,7 +1147,7 @@ def test_an_objective_has_a_default_sampler_and_refuses_those_it_was_not_trained
     assert {*OBJECTIVES, "mlfm"} == {*default}
     suits = {"fmlm+": {"posterior", "posterior-4", "posterior-8", "posterior-early",
                        "posterior-gumbel", "posterior-left", "a-priori", "a-priori-sampled",
-                       "a-priori-left", "flow-map", "block"},
+                       "a-priori-left", "flow-map", "flow-map-tau", "block"},
              "mlfm": {"promotion"},
              "flm": {"flow-map", "flow-map-tau"}, "fmlm": {"flow-map", "flow-map-tau"},
              "flm+": {"flow-map", "a-priori", "a-priori-sampled", "a-priori-left"},
