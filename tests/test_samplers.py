@@ -1058,8 +1058,8 @@ def test_two_ancestral_steps_fail_a_quarter_of_the_time_on_two_modes():
 # 9 passes for 16 tokens: blocks of ceil(16/9) = 2, so 8 of them; 5 passes: blocks of 4, so 4 of
 # them; posterior-4 takes four passes a round, so 9 are two rounds, 5 are one, and fewer than 4 are
 # one round of so many; posterior-8 the same with eight, posterior-gumbel with two. Promotion makes
-# one loop of all passes, where they are fewer than 257. The early budget rounds up to 4 3 2 2 2 1 1 1 tokens of 16 in 9
-# passes, and to 3 2 2 and nine times 1 in 16.
+# one loop of all passes, where they are fewer than 257. The early budget rounds up to 4 3 2 2 2 1 1
+# 1 tokens of 16 in 9 passes, and to 3 2 2 and nine times 1 in 16.
 WHOLE = {"posterior-4": {5: 4, 9: 8}, "posterior-8": {9: 8}, "block": {5: 4, 9: 8},
          "posterior-gumbel": {3: 2, 5: 4, 9: 8},
          "posterior-early": {9: 8, 16: 12}}
