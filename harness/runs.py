@@ -91,11 +91,11 @@ def load(run: Run, state: dict) -> None:
 
 def told_tau(options: Namespace, origin: dict | None) -> dict:
     """{"tau": True}, for "network" of a checkpoint, where the network of a run is told tau: as are
-    the weights that it goes on from, else as its times are drawn. An MDM knows but 0 and 1, where
-    tau(t) = t, so that who goes on from one has the choice."""
+    the weights that it goes on from, else as its times are drawn. An MDM knows 0 and 1 only, where
+    tau(t) = t, so who starts from one has the choice."""
     if not origin and options.objective in STARTS_AS_TEACHER and options.teacher:
         origin = read_checkpoint(options.teacher[0])
-    if origin and origin["objective"] == "mdm":
+    if origin and origin["objective"] == "mdm" != options.objective:
         origin = None
     told = origin["network"].get("tau", False) if origin else options.tau
     return {"tau": True} if told else {}

@@ -656,6 +656,10 @@ def test_a_network_is_told_tau_or_t_as_the_weights_are_that_it_goes_on_from(file
                            path]) == 0
         assert tau(path) is told
         assert train.main(["--resume", path, "--steps", "3"]) == 0 and tau(path) is told
+    again = str(tmp_path / "again.pt")
+    assert train.main([*TINY, "--objective", "mdm", "--init", path, "--steps", "2", "--out",
+                       again]) == 0 and tau(again)
+    assert train.main(["--resume", again, "--steps", "3"]) == 0 and tau(again)
 
 
 def test_an_flm_with_prompts_keeps_them_clean_and_learns_nothing_of_them():
