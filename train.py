@@ -37,7 +37,6 @@ from harness.sitting import Sitting
 from harness.tasks import Task, check_draw
 
 DIAGONAL = 0.5  # share of a batch with s = t; as published
-BOUNDARY = 1 / 32  # share of the others at (s, t) = (0, 1); as published
 
 
 # --------------------------------------------------------------------------------------------------
@@ -55,8 +54,8 @@ def fmlm_plus(run: Run, model: fmlm.Model, x1: Tensor, prompt: Tensor | None) ->
 
 
 def with_recipe(run: Run, model: fmlm.Model, batch: Batch) -> Batch:
-    """What the task adds to the paper's batch."""
-    return run.recipe(batch, model, run.draws) if run.recipe else batch
+    """What the task adds to the paper's batch, where it has prompts."""
+    return run.recipe(batch, model, run.draws) if run.recipe and batch.prompt is not None else batch
 
 
 def fmlm_(run: Run, model: fmlm.Model, x1: Tensor, prompt: Tensor | None) -> tuple:
@@ -74,7 +73,7 @@ def flow_map_times(run: Run, model: fmlm.Model, x1: Tensor) -> tuple[Tensor, Ten
     distilled = distilled_rows(n, run.options.distill)
     diagonal = distilled + round((n - distilled) * DIAGONAL)
     # At t = 1 the Lagrangian target says nothing, so that no row is pinned there.
-    boundary = 0.0 if run.options.lagrangian else BOUNDARY
+    boundary = 0.0 if run.options.lagrangian else run.options.boundary
     s, t = run.sample_times(x1, diagonal, boundary, distilled)
     mdm, teacher = (of if of is None else fmlm.denoised(of) for of in (run.mdm, run.teacher))
     taught = [Target("mdm", distilled, mdm), Target("data", diagonal - distilled, teacher)]

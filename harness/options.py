@@ -12,8 +12,11 @@ from harness.checkpoints import (BASELINES, IN_TAU, LARGEST, MAY_TAU, OBJECTIVES
 from harness.tasks import TASKS, Task, load_task
 
 DEFAULTS = dict(objective="fmlm+", lr=2e-3, warmup=100, ema=0.999, seed=0, compile=True,
-                optimizer="adamw", recipe=True, minutes=3.0, batch=128, width=64, depth=4, heads=4)
-SIGMA = 0.5  # of MLFM's bridge, chosen on 4x4 boards; published: 0.2, in a space of embeddings
+                optimizer="adamw", recipe=True, minutes=3.0, batch=128, width=64, depth=4, heads=4,
+                boundary=1 / 32,  # as published
+                sigma=0.5)  # chosen on 4x4 boards; published: 0.2, in a space of embeddings
+ONLY = dict(tau=MAY_TAU, boundary=("fmlm", "fmlm+"), lagrangian=("fmlm", "fmlm+"),
+            weighting=("mdm",), sigma=("mlfm",), teacher=tuple(runs.TEACHERS))  # of these objectives
 
 
 def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, Task, dict | None]:
@@ -41,13 +44,11 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, Task, dict |
             raise ValueError(f"{resumed} is a run with {name} {settings[name]}, not {asked}: leave "
                              "that out")
     defaults = DEFAULTS | task.settings | {name: own[0] for name, own in task.own.items()}
-    objective = options.objective or settings.get("objective")
+    objective = options.objective or settings.get("objective") or DEFAULTS["objective"]
     if objective in IN_TAU:
         defaults |= dict(tau=True, recipe=False) | task.without_context
-    if objective not in MAY_TAU:
-        defaults.pop("tau", None)
-    if objective == "mlfm":
-        defaults["sigma"] = SIGMA
+    defaults = {name: value for name, value in defaults.items()
+                if objective in ONLY.get(name, (objective,))}
     defaults |= dict(task=task.name) | {k: v for k, v in settings.items() if v is not None}
     if options.steps or settings.get("steps"):  # minutes are then those of a sitting, of this one
         defaults["minutes"] = None
@@ -103,7 +104,10 @@ def _parser(task: Task) -> commands.Parser:
     add("--weighting", choices=("uniform", "elbo"), help="of an mdm's masked tokens: alike "
         "(default), or 1 / masking rate as in the likelihood bound")
     add("--sigma", type=commands.number(0, 10), metavar="X",
-        help=f"of mlfm: size of the bridge's noise (default {SIGMA})")
+        help=f"of mlfm: size of the bridge's noise (default {default['sigma']})")
+    add("--boundary", type=commands.number(0, 1, open=False), metavar="X",
+        help="share of the rows with s < t that are at (0, 1), where few passes ask (default "
+        f"{default['boundary']:g}; published: 1/32)")
     add("--lagrangian", action=switch, help="off-diagonal target: the Lagrangian identity")
     add("--recipe", action=switch, help="what the task adds to the paper's batch (default)")
     add("--optimizer", choices=("adamw", "muon"), help="muon: of the matrices of the blocks, adamw "
@@ -130,9 +134,7 @@ def _parser(task: Task) -> commands.Parser:
 
 def _check(options: argparse.Namespace, task: Task) -> None:
     """ValueError for options that do not go together, before any work."""
-    only = dict(tau=MAY_TAU, lagrangian=("fmlm", "fmlm+"), weighting=("mdm",), sigma=("mlfm",),
-                teacher=tuple(runs.TEACHERS))
-    for name, those in only.items():
+    for name, those in ONLY.items():
         if getattr(options, name) and options.objective not in those:
             *others, last = those
             those = f"{', '.join(others)} and {last}" if others else last

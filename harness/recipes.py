@@ -22,9 +22,9 @@ def taught_rows(batch: Batch) -> int:
     return sum(target.rows for target in batch.targets if target.name == "mdm")
 
 
-def learn_data_at_0_1(batch: Batch, name: str | None, share: float) -> tuple[Batch, slice]:
+def learn_data_at_0_1(batch: Batch, name: str, share: float) -> tuple[Batch, slice]:
     """The batch with the `decided_rows` off the diagonal at (0, 1), where they learn the data as a
-    target of this name, and the rows that are there now. No name: there are no decided rows.
+    target of this name, and the rows that are there now.
 
     All noise flows to the one sequence that their prompt leaves. The last target is that of the
     rows off the diagonal. A `share` of its others is moved to (0, 1) as well, but for the
@@ -32,13 +32,12 @@ def learn_data_at_0_1(batch: Batch, name: str | None, share: float) -> tuple[Bat
     """
     *first, own = batch.targets
     n, diagonal = len(batch.x1), len(batch.x1) - own.rows
-    end = max(diagonal, decided_rows(n, taught_rows(batch)).stop) if name else diagonal
+    end = max(diagonal, decided_rows(n, taught_rows(batch)).stop)
     others = round((n - end) * share) if own.name == "semigroup" else 0
     asked = slice(diagonal, end + others)
     if own.of is None or asked.start == asked.stop:
         return batch, slice(0, 0)
     s, t = batch.s.clone(), batch.t.clone()
     s[asked], t[asked] = 0, 1
-    decided = [Target(name, end - diagonal)] if name else []
-    targets = [*first, *decided, own._replace(rows=n - end)]
+    targets = [*first, Target(name, end - diagonal), own._replace(rows=n - end)]
     return batch._replace(s=s, t=t, targets=targets), asked

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 KEPT = dict(task=str, objective=str, steps=int, minutes=float, width=int, depth=int, heads=int,
             batch=int, lr=float, warmup=int, ema=float, seed=int, bf16=bool, compile=bool, tau=bool,
             recipe=bool, lagrangian=bool, teacher=list, distill=float,
-            weighting=str, sigma=float, optimizer=str)  # what makes a run
+            weighting=str, sigma=float, optimizer=str, boundary=float)  # what makes a run
 STARTS = {"fmlm+": ("mdm", "flm+", "fmlm", "fmlm+"), "fmlm": ("flm", "fmlm"), "flm": ("flm",),
           "flm+": ("mdm", "flm+"), "mdm": ("mdm", "fmlm+"),
           "mlfm": ("mdm", "mlfm")}  # what an objective can start from
@@ -37,7 +37,8 @@ def settings_of(state: dict, task: Task, path: str) -> dict:
     """The options that a checkpoint's run was started with. ValueError where there are none."""
     settings, types = state.get("options"), kinds(task)
     if isinstance(settings, dict):  # an older file lacks some of these, and has one teacher at most
-        missing = dict(weighting=None, sigma=None, optimizer="adamw")
+        missing = dict(weighting=None, sigma=None, optimizer="adamw",
+                       boundary=1 / 32 if state["objective"] in ("fmlm", "fmlm+") else None)
         missing |= {"recipe": True} if state["format"] == 2 else {}
         settings = missing | settings
         if isinstance(settings.get("teacher"), str):

@@ -27,11 +27,9 @@ SURE_P_MAX = 0.99  # p_max from which a draft is context for every other row; pu
 def recipe(batch: Batch, model: Model, draws: Draws) -> Batch:
     """A batch with puzzles in `decided_rows` (a prompt of their clues), as samplers will ask it.
 
-    See `learn_data_at_0_1`. A batch without prompts stays as it is, one too small to have such rows,
-    and one on the diagonal alone.
+    See `learn_data_at_0_1`. A batch too small to have such rows stays as it is, and one on the
+    diagonal alone.
     """
-    if batch.prompt is None:
-        return batch
     batch, asked = learn_data_at_0_1(batch, "puzzles", BOARDS_AT_01)
     if asked.start == asked.stop:
         return batch

@@ -549,6 +549,8 @@ TRAINING = {  # arguments, with {names} of files, and what the sentence must say
     **{f"tau for {objective}": (["--objective", objective, "--tau", "--out", "{folder}/x"],
                                 f"fmlm+ and flm+, not for {objective}")
        for objective in ("mdm", "mlfm", "ar")},
+    "boundary for an mdm": (["--objective", "mdm", "--boundary", "0.5", "--out", "{folder}/x"],
+                            "--boundary is for fmlm and fmlm+, not for mdm"),
     **{f"lagrangian for {objective}": (["--objective", objective, "--lagrangian", "--out",
                                         "{folder}/x"],
                                        f"--lagrangian is for fmlm and fmlm+, not for {objective}")

@@ -761,11 +761,22 @@ def test_tau_is_the_default_of_what_has_one_time_for_all_tokens_and_can_be_turne
             options_of("--objective", objective, "--tau")
 
 
-def test_a_text_file_is_learned_in_tau_by_all_that_learn_at_random_times():
+def test_a_text_file_is_learned_in_tau_and_a_flow_map_of_it_at_0_1_in_half_of_the_rows():
     for objective in OBJECTIVES:
-        tau = None if objective in ("mdm", "mlfm") else True
-        assert parse(["text", "--objective", objective])[0].tau is tau
+        options = parse(["text", "--objective", objective])[0]
+        assert options.tau is (None if objective in ("mdm", "mlfm") else True)
+        assert options.boundary == (0.5 if objective in ("fmlm", "fmlm+") else None)
     assert parse(["text", "--no-tau"])[0].tau is False and parse(["stories"])[0].tau is None
+    assert parse([])[0].boundary == parse(["stories"])[0].boundary == 1 / 32
+
+
+@pytest.mark.parametrize("objective", ["fmlm", "fmlm+"])
+def test_the_boundary_is_the_share_of_rows_off_the_diagonal_at_0_1(objective):
+    for words, count in (([], 8), (["--boundary", "0.5"], 128), (["--boundary", "0"], 0)):
+        _, s, t, context, _ = draws(512, "--objective", objective, *words)
+        pinned, full = ((s == 0) & (t == 1)).sum(), context[256:].all(1).sum()  # no time is seen
+        assert count - full <= pinned <= count and s[:256].equal(t[:256])
+        assert full == 0 if objective == "fmlm" else 0 < full < 60
 
 
 def test_no_table_ends_without_an_evaluation_and_table_with_one(tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ from harness.tasks import check_draw, load_task, name_of
 from sample import Pass
 from text import evaluate
 from text import judge as study
-from text.recipe import recipe, recipe_of_files
+from text.recipe import recipe
 from text.stories import GAINS, LANGUAGES, LOSSES, NAMES, THINGS, marginals, total_variation
 from text.task import suits
 from text.tokens import END, PAD, held_out
@@ -443,20 +443,8 @@ def test_an_eighth_of_the_other_rows_is_at_0_1_but_for_the_lagrangian_target():
         assert [target.rows for target in new.targets] == [32, 16, 16]
 
 
-def test_of_a_text_file_half_of_the_rows_off_the_diagonal_are_at_0_1_and_nothing_else_changes():
-    for name, moved in (("semigroup", 8), ("lagrangian", 0)):
-        old = recipe_batch([Target("mdm", 4, lambda x, s, t: x), Target("data", 12),
-                            Target(name, 16, lambda x, s, t: x)], 32)
-        new = recipe_of_files(old, None, None)
-        at_01 = torch.tensor([16 <= row < 16 + moved for row in range(32)])
-        assert new.s.equal(old.s.where(~at_01, 0)) and new.t.equal(old.t.where(~at_01, 1))
-        assert new.targets == old.targets and new.context.equal(old.context)
-    assert train.parse(["text"])[1].recipe is recipe_of_files
-
-
 def test_a_batch_on_the_diagonal_alone_keeps_its_times():
     old = recipe_batch([Target("data", 16)])
-    assert recipe_of_files(old, None, None).t.equal(old.t)
     new = recipe(old, None, None)
     assert new.s.equal(old.s) and new.targets == old.targets
     assert new.context.all(1).tolist() == [not 4 <= row < 12 for row in range(16)]

@@ -976,12 +976,12 @@ def test_a_checkpoint_of_another_format_is_refused_with_both_numbers(number, tmp
 
 def format_2(state):
     """The same run as a dictionary of format 2: no state of a task, no start of a schedule, no word
-    of prompts, and no choice of a recipe, weighting or optimizer."""
-    assert state["options"]["optimizer"] == "adamw"
+    of prompts, and no choice of a recipe, weighting, optimizer or boundary."""
+    assert (state["options"]["optimizer"], state["options"]["boundary"]) == ("adamw", 1 / 32)
     lacks = ("state", "began", "prompted", "started")
     old = {name: value for name, value in state.items() if name not in lacks}
     options = {name: value for name, value in state["options"].items()
-               if name not in ("recipe", "weighting", "optimizer")}
+               if name not in ("recipe", "weighting", "optimizer", "boundary")}
     return old | {"format": 2, "options": options}
 
 

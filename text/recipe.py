@@ -1,16 +1,13 @@
-"""What this project adds to the paper's training batch of texts; `train.py --no-recipe` leaves it
-out. Published (2606.24773): a question is a prompt, and off the diagonal 1/32 of the rows are at
+"""What this project adds to the paper's training batch for stories; `train.py --no-recipe` leaves
+it out. Published (2606.24773): a question is a prompt, and off the diagonal 1/32 of the rows are at
 (0, 1).
 
-Of any text file half of the rows off the diagonal are there, where Posterior Refinement asks.
-
-Of stories half of all rows lack words that the others decide. Such a story flows to one end from any
-noise, and off the diagonal too its target is the data, at (0, 1). A run begins with what is easy:
-stories of one event, in which what comes first decides what comes later (`Stories.repeated`, then
-`decided`). In half of the other rows the words of the form are a prompt (`Stories.form`): what is
-asked for is what happens. A run that starts from another has had both.
-
-text/RESULTS.md says what this is worth.
+Half of the rows are stories that lack words which their others decide. Such a story flows to one
+end from any noise, and off the diagonal too its target is the data, at (0, 1), where samplers ask.
+A run begins with what is easy: stories of one event, in which what comes first decides what comes
+later (`Stories.repeated`, then `decided`). In half of the other rows the words of the form are a
+prompt (`Stories.form`): what is asked for is what happens. A run that starts from another has had
+both. text/RESULTS.md says what this is worth.
 """
 
 from __future__ import annotations
@@ -21,7 +18,6 @@ from harness.recipes import decided_rows, learn_data_at_0_1, taught_rows
 EASY = (1 / 8, 1 / 4)  # shares of the schedule from which stories have up to 2, and up to 3 events
 EITHER_WAY = 1 / 2  # share from which what comes later may also decide what comes first
 AT_01 = 1 / 8  # share of the other rows off the diagonal that are at (0, 1); published: 1/32
-FILES_AT_01 = 1 / 2  # the same, of a text file, which has no decided rows
 
 
 def most_events(progress: float) -> int:
@@ -36,8 +32,3 @@ def recipe(batch: Batch, model: Model, draws: Draws) -> Batch:
     context[rows] = batch.prompt[rows]
     batch, _ = learn_data_at_0_1(batch._replace(context=context), "decided", AT_01)
     return batch
-
-
-def recipe_of_files(batch: Batch, model: Model, draws: Draws) -> Batch:
-    """A batch with `FILES_AT_01` of what the network learns from itself at (0, 1)."""
-    return learn_data_at_0_1(batch, None, FILES_AT_01)[0]

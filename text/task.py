@@ -23,7 +23,7 @@ from harness.recipes import decided_rows, distilled_rows
 from harness.tasks import Draw, Task
 from text import corpus
 from text.pairs import BytePairs, read_merges
-from text.recipe import EITHER_WAY, most_events, recipe, recipe_of_files
+from text.recipe import EITHER_WAY, most_events, recipe
 from text.stories import LANGUAGES, MOST_EVENTS, NAMES, THINGS
 from text.tokens import END, KINDS, MISSING, PAD, before_first, join, look_up, split_given
 
@@ -31,7 +31,7 @@ SETTINGS = {  # chosen for two CPU cores
     "stories": dict(minutes=10., batch=64, width=128, depth=4, heads=8, lr=3e-3),
     "stories-large": dict(minutes=100., batch=128, width=128, depth=8, heads=4),
     "text": dict(minutes=20., batch=128, width=128, depth=6, heads=4, optimizer="muon",
-                 tau=True),
+                 tau=True, boundary=1 / 2),
 }
 LONGEST = 1024  # sequence of tokens that is made or read
 COPIES = 16  # of a batch (B, L, V), in single precision, that a training step holds (measured: 13)
@@ -63,7 +63,7 @@ class Text(Task):
     name, settings, nouns, puzzle = "text", SETTINGS["text"], "texts", "text to complete"
     legend = ("word given   [word] committed now   back to noise: word' p >= 0.9   "
               "word~ p >= 0.5   word* less")
-    asked, recipe = "questions", staticmethod(recipe_of_files)
+    asked = "questions"
     budgets = property(lambda self: (1, 2, 4, 8, 16, len(self.coords)))  # a pass a token, at last
     own = {"data": ("", None, "a text file, or .jsonl (default: the Bible in Basic English)"),
            "tokens": ("words", None, "words, chars, or a merges.txt as GPT-2's vocabulary has"),
