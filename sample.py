@@ -306,9 +306,9 @@ def mdm_confidence(model: Model, tokens: Tensor, known: Tensor, steps: int, draw
 def mdm_gumbel(model: Model, tokens: Tensor, known: Tensor, steps: int, temperature: float = 12,
                generator: Generator | None = None, **options) -> Tensor:
     """MDM by MaskGIT's rule (2202.04200): tokens are drawn from their marginals, and ranked by the
-    probability of what was drawn, with a choice temperature that falls with the steps left (12, as
-    `posterior-gumbel` has: text/RESULTS.md); the uniform budget. NFE = steps. Raises ValueError for
-    steps outside 1 ... L."""
+    probability of what was drawn, with a choice temperature that falls with the steps left (12:
+    text/RESULTS.md); the uniform budget. NFE = steps. Raises ValueError for steps outside 1 ... L.
+    """
     steps = at_most_tokens(steps, tokens)
 
     def rule(confidence: Tensor, unknown: Tensor, steps_left: int) -> Tensor:
@@ -353,7 +353,7 @@ def drafts_of(flow_steps: int, model: Model, tokens: Tensor, known: Tensor, nfe:
 SAMPLERS = {  # the first that suits an objective is its default
     "posterior": Sampler(posterior_refinement, ("fmlm+",)),
     "posterior-early": Sampler(partial(posterior_refinement, early=True), ("fmlm+",)),
-    "posterior-gumbel": Sampler(partial(drafts_of, 2, gumbel=12), ("fmlm+",)),
+    "posterior-gumbel": Sampler(partial(drafts_of, 2, gumbel=24), ("fmlm+",)),
     "posterior-4": Sampler(partial(drafts_of, 4), ("fmlm+",)),
     "posterior-8": Sampler(partial(drafts_of, 8), ("fmlm+",)),
     "posterior-left": Sampler(left_to_right, ("fmlm+",)),

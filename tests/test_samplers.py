@@ -636,7 +636,7 @@ def gumbel_of_the_table(model, tokens, known, rounds, **options):
 
 @pytest.mark.parametrize("gumbel, run", [
     (0.5, partial(posterior_refinement, gumbel=0.5)), (1, partial(posterior_refinement, gumbel=1)),
-    (12, gumbel_of_the_table), (1e6, partial(posterior_refinement, gumbel=1e6))])
+    (24, gumbel_of_the_table), (1e6, partial(posterior_refinement, gumbel=1e6))])
 def test_a_choice_temperature_draws_what_is_kept_by_a_power_of_its_confidence(gumbel, run):
     """Gumbel's trick: of 5 tokens in 5 rounds the first is i with probability p_i^(1/T) over the
     sum of all. T falls by rounds left: the second is drawn of the others at 4/5 T."""
