@@ -56,11 +56,12 @@ Tries = tuple[int, Judge] | None  # how many attempts, and who judges them; None
 def samplers_of(info: dict, options: argparse.Namespace,
                 aside: Sequence[str]) -> tuple[list[tuple[str, Sampler]], Tries]:
     """The samplers to evaluate a checkpoint with, by name: those asked for, or all that suit, but
-    for those aside; and their tries. ValueError for a sampler that does not suit, or attempts or an
+    for those aside, which the default never is; and their tries. ValueError for a sampler that does not suit, or attempts or an
     NFE that cannot be."""
     task, objective = task_of(info), info["objective"]
     tries = tries_of(objective, task, options.attempts, options.check_rules)
-    names = options.sampler or [name for name in samplers_for(objective) if name not in aside]
+    default, *others = samplers_for(objective)
+    names = options.sampler or [default, *(name for name in others if name not in aside)]
     chosen = [choose_sampler(objective, name, options.threshold) for name in names]
     if objective not in BASELINES:  # no sequence at all: a sampler says what it cannot do
         nothing = torch.zeros(0, len(task.coords), dtype=torch.int64)

@@ -30,9 +30,9 @@ from harness.tasks import Task
 from sample import SAMPLERS
 from sudoku import boards as sudoku
 
-ASIDE = ("block", "posterior-4", "posterior-8", "posterior-early",
-         "posterior-gumbel", "confidence-gumbel", "posterior-left", "a-priori-left",
-         "confidence-left")  # on demand: not in the paper's tables of Sudoku
+ASIDE = ("block", "posterior-4", "posterior-8", "posterior-early", "posterior-gumbel",
+         "confidence-gumbel", "posterior-left", "a-priori-left", "confidence-left",
+         "flow-map-tau")  # on demand: not in the paper's tables of Sudoku
 COMPARED = {4: {6: None}, 6: {12: None},  # puzzles that `measure` solves, by size: clues, and NFE,
             9: {clues: [4, 81] for clues in (40, 35, 30, "minimal")}}  # if not those of boards
 BUDGETS = {4: [1, 2, 4, 8, 16], 6: [1, 3, 9, 27], 9: [1, 3, 9, 27, 81]}  # default NFE, by size

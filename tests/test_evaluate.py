@@ -540,6 +540,18 @@ def test_a_threshold_that_is_asked_for_is_that_of_posterior_refinement(checkpoin
     assert passes(1.0, math.inf) == ([4, 4], "inf")
 
 
+def test_a_table_of_sudoku_has_the_samplers_of_the_papers_and_always_the_default():
+    options = Namespace(sampler=None, threshold=None, attempts=None, check_rules=False, nfe=[4],
+                        clues=None)
+    for objective, names in {
+            "fmlm+": ["posterior", "a-priori", "a-priori-sampled", "flow-map"],
+            "fmlm": ["flow-map-tau", "flow-map"],
+            "flm+": ["a-priori", "a-priori-sampled", "flow-map"],
+            "mdm": ["confidence", "confidence-sampled", "ancestral"]}.items():
+        info = {"task": "sudoku4", "state": {}, "objective": objective}
+        assert [name for name, _ in evaluate.asked("x.pt", info, options)[0]] == names
+
+
 def test_a_threshold_of_inf_is_a_document_that_any_json_reader_reads(checkpoint, capsys):
     assert main([checkpoint("fmlm+"), "-n", "2", "--nfe", "2", "--sampler", "posterior",
                  "--threshold", "inf", "--json"]) == 0
