@@ -353,7 +353,7 @@ def drafts_of(flow_steps: int, model: Model, tokens: Tensor, known: Tensor, nfe:
 SAMPLERS = {  # the first that suits an objective is its default
     "posterior": Sampler(posterior_refinement, ("fmlm+",)),
     "posterior-early": Sampler(partial(posterior_refinement, early=True), ("fmlm+",)),
-    "posterior-gumbel": Sampler(partial(drafts_of, 2, gumbel=24), ("fmlm+",)),
+    "posterior-gumbel": Sampler(partial(posterior_refinement, gumbel=8), ("fmlm+",)),
     "posterior-4": Sampler(partial(drafts_of, 4), ("fmlm+",)),
     "posterior-8": Sampler(partial(drafts_of, 8), ("fmlm+",)),
     "posterior-left": Sampler(left_to_right, ("fmlm+",)),
