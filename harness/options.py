@@ -49,7 +49,8 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, Task, dict |
         defaults |= dict(tau=True, recipe=False) | task.without_context
     defaults = {name: value for name, value in defaults.items()
                 if objective in ONLY.get(name, (objective,))}
-    defaults |= dict(task=task.name) | {k: v for k, v in settings.items() if v is not None}
+    defaults |= dict(task=task.name) | {name: value for name, value in settings.items()
+                                        if value is not None or name in ONLY}
     if options.steps or settings.get("steps"):  # minutes are then those of a sitting, of this one
         defaults["minutes"] = None
     unset = {name for name, value in vars(options).items() if value is None}

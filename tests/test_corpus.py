@@ -552,6 +552,20 @@ def test_words_are_all_tokens_but_end_and_padding_and_the_end_is_what_padding_fo
         [False, False, False, True, True], [False, False, True, True, True], [False] * 5]
 
 
+def test_a_run_of_text_that_began_in_t_goes_on_in_t(trained, tmp_path):
+    """Before tau was the default of text its file says nothing of tau, and nothing of a boundary:
+    1/32 then."""
+    path, state = str(tmp_path / "old.pt"), read_checkpoint(trained["text"])
+    assert (state["options"]["tau"], state["options"]["boundary"]) == (True, 0.5)
+    del state["options"]["boundary"], state["network"]["tau"]
+    state["options"]["tau"] = None
+    torch.save(state, path)
+    assert train.main(["--resume", path, "--steps", "3", "--no-table"]) == 0
+    new = read_checkpoint(path)
+    assert (new["options"]["tau"], new["options"]["boundary"]) == (None, 1 / 32)
+    assert new["step"] == 3 and "tau" not in new["network"]
+
+
 @pytest.fixture(scope="module")
 def judges(trained, tmp_path_factory):
     """AR checkpoints of two steps, of the two files; and one of a larger vocabulary."""
