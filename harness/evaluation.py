@@ -56,8 +56,8 @@ Tries = tuple[int, Judge] | None  # how many attempts, and who judges them; None
 def samplers_of(info: dict, options: argparse.Namespace,
                 aside: Sequence[str]) -> tuple[list[tuple[str, Sampler]], Tries]:
     """The samplers to evaluate a checkpoint with, by name: those asked for, or all that suit, but
-    for those aside, which the default never is; and their tries. ValueError for a sampler that does not suit, or attempts or an
-    NFE that cannot be."""
+    for those aside, which the default never is; and their tries. ValueError for a sampler that does
+    not suit, or attempts or an NFE that cannot be."""
     task, objective = task_of(info), info["objective"]
     tries = tries_of(objective, task, options.attempts, options.check_rules)
     default, *others = samplers_for(objective)

@@ -15,8 +15,8 @@ DEFAULTS = dict(objective="fmlm+", lr=2e-3, warmup=100, ema=0.999, seed=0, compi
                 optimizer="adamw", recipe=True, minutes=3.0, batch=128, width=64, depth=4, heads=4,
                 boundary=1 / 32,  # as published
                 sigma=0.5)  # chosen on 4x4 boards; published: 0.2, in a space of embeddings
-ONLY = dict(tau=MAY_TAU, boundary=("fmlm", "fmlm+"), lagrangian=("fmlm", "fmlm+"),
-            weighting=("mdm",), sigma=("mlfm",), teacher=tuple(runs.TEACHERS))  # of these objectives
+ONLY = dict(tau=MAY_TAU, boundary=("fmlm", "fmlm+"), lagrangian=("fmlm", "fmlm+"),  # objectives
+            weighting=("mdm",), sigma=("mlfm",), teacher=tuple(runs.TEACHERS))  # that have these
 
 
 def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, Task, dict | None]:
