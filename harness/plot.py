@@ -31,6 +31,7 @@ from harness.tasks import TASKS, Task, load_task
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+NAMES = {"duo": "Duo", "sflm": "S-FLM"}  # of systems, where capitals are not all of it
 # Okabe & Ito's: safe for all eyes
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 MARKERS = "os^DvP*X"  # beside seven colors; lines are dashed once all colors are used
@@ -40,6 +41,11 @@ Panels = dict[str, dict[str, list[tuple[float, ...]]]]
 GIVEN, COMMITTED, UNSURE, WRONG, NOISE = "black", "#0b5394", "#6b6b6b", "#d3202a", "#9a9a9a"
 PLAIN, GIVEN_BACK = (1, 1, 1, 1), (0.9, 0.9, 0.9, 1)  # behind a token, and behind a given one
 DRAFT, BACK, END = 1500, 800, 4000  # milliseconds that a frame of an animation is shown
+
+
+def system(objective: str) -> str:
+    """The name of a system in a figure."""
+    return NAMES.get(objective, objective.upper())
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -79,7 +85,7 @@ def read_table(path: str, roads: Sequence[str] | None = None) -> Panels:
             asked = load_task(task).asked if task in TASKS else "puzzles"
             panel = f"{asked}{clues} solved, %" if kind == "puzzles" else "valid from nothing, %"
             panel = f"{row['set']} right, %" if "set" in row else panel
-            line = document.get("label") or f"{document['objective'].upper()}, {row['sampler']}"
+            line = document.get("label") or f"{system(document['objective'])}, {row['sampler']}"
             points = panels.setdefault(panel, {}).setdefault(line, [])
             points.append(tuple(float(row[key]) for key in ("nfe", "percent", "low", "high")))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError,

@@ -300,6 +300,13 @@ def test_a_line_is_named_by_its_sampler_as_on_the_command_line(table):
                            for objective in sampler.objectives]
 
 
+@pytest.mark.parametrize("objective, line", [("duo", "Duo, x"), ("sflm", "S-FLM, x"),
+                                             ("candi", "CANDI, x"), ("ar", "AR, x")])
+def test_a_system_is_named_as_its_paper_names_it(table, objective, line):
+    documents = [{"objective": objective, "unconditional": [row("x", 1, 50)]}]
+    assert list(read_table(table(documents))["valid from nothing, %"]) == [line]
+
+
 def test_what_an_evaluation_prints_is_drawn(checkpoint, table, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     assert evaluate.main([checkpoint("fmlm+"), "-n", "5", "--nfe", "1", "4", "--clues", "8",

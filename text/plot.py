@@ -24,8 +24,8 @@ from torch import Tensor
 from harness import commands
 from harness.checkpoints import load_checkpoint, newest_checkpoint, task_of
 from harness.plot import (BACK, COLORS, COMMITTED, DRAFT, END, GIVEN, GIVEN_BACK, MARKERS, NOISE,
-                          PLAIN, UNSURE, new_figure, refine_one, save_animation, save_figure,
-                          shade)
+                          PLAIN, UNSURE, new_figure, refine_one, save_animation, save_figure, shade,
+                          system)
 from harness.samplers import choose_sampler
 from harness.tasks import Task
 from sample import Pass
@@ -64,7 +64,7 @@ def read_curves(*paths: str) -> Curves:
                  document["data"]["entropy"]) for document in documents}
         lines, twice = {}, False
         for document in documents:
-            name = document.get("label") or document["objective"].upper()
+            name = document.get("label") or system(document["objective"])
             for row in document["unconditional"]:
                 values = tuple(float(row[key]) for key in ("passes", "perplexity", "entropy"))
                 points = lines.setdefault(f"{name}, {row['sampler']}", {})
