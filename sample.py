@@ -64,13 +64,15 @@ Rule = Callable[[Tensor, Tensor, int], Tensor]  # (confidence, unknown, rounds l
 
 
 def refine(model: Model, tokens: Tensor, known: Tensor, rounds: int, how: Draft, rule: Rule,
-           generator: Generator | None = None, trace: list | None = None) -> Tensor:
+           generator: Generator | None = None, trace: list | None = None,
+           finish: bool = True) -> Tensor:
     """Draft, commit, forget, at most `rounds` times; the last round commits everything.
 
     tokens: (B, L) int64; known: (B, L) bool, tokens that are given and come back bit for bit; what
     the other entries of `tokens` hold is not read. model: also has `vocab_size`. generator: the
     only source of randomness, on the device of the tokens. trace: a list, receives one `Pass` a
-    network pass. Returns (B, L) tokens.
+    network pass. finish: False leaves the last round of several out, and the tokens that were not
+    committed before it are those of the last draft. Returns (B, L) tokens.
     NFE = rounds * (len(times) - 1), less for a sequence that is all committed before.
     Raises ValueError for tokens or known of the wrong shape, type or value, or for no passes.
     """
@@ -81,7 +83,7 @@ def refine(model: Model, tokens: Tensor, known: Tensor, rounds: int, how: Draft,
     if rounds < 1 or len(how.times) < 2:
         raise ValueError("a sampler needs at least one network pass: NFE must be 1 or more")
     x0, sure = None, torch.ones(tokens.shape, device=tokens.device)
-    for rounds_left in range(rounds, 0, -1):
+    for rounds_left in range(rounds, 0 if finish else min(1, rounds - 1), -1):
         if known.all():
             break
         x1 = one_hot(tokens.where(known, 0), model.vocab_size)
@@ -210,7 +212,7 @@ def block_diffusion(model: Model, tokens: Tensor, known: Tensor, block_length: i
 
 def posterior_refinement(model: Model, tokens: Tensor, known: Tensor, rounds: int,
                          threshold: float | None = None, flow_steps: int = 1, fresh: bool = True,
-                         early: bool = False, gumbel: float = 0,
+                         early: bool = False, gumbel: float = 0, finish: bool = True,
                          generator: Generator | None = None, **options) -> Tensor:
     """Posterior Refinement (2606.24773): draft the whole sequence with delta_{0,1}, commit what is
     sure *given the draft* (p_max >= threshold) and at least the uniform budget, give the rest fresh
@@ -223,6 +225,8 @@ def posterior_refinement(model: Model, tokens: Tensor, known: Tensor, rounds: in
     `gumbel`: MaskGIT's choice temperature (2202.04200), which falls linearly with the rounds left:
     the budget is ranked by log p_max + temperature * Gumbel noise, and the threshold is math.inf.
     The surest tokens are the commonest; text that begins with them has no entropy.
+    `finish`: False gives up before the last round, which commits what is left, sure or not, if the
+    threshold may leave nothing to it.
     Raises ValueError for a negative threshold or gumbel.
     """
     rounds = at_most_tokens(rounds, tokens)
@@ -241,7 +245,8 @@ def posterior_refinement(model: Model, tokens: Tensor, known: Tensor, rounds: in
         return (confidence >= threshold) | surest(rank, unknown, count)
 
     how = Draft(uniform_times(flow_steps, clock(model)), fresh=fresh)
-    return refine(model, tokens, known, rounds, how, rule, generator=generator, **options)
+    return refine(model, tokens, known, rounds, how, rule, generator=generator,
+                  finish=finish or threshold > 1, **options)
 
 
 def with_gumbel(confidence: Tensor, temperature: float, generator: Generator | None) -> Tensor:
@@ -351,8 +356,9 @@ def drafts_of(flow_steps: int, model: Model, tokens: Tensor, known: Tensor, nfe:
 
 
 SAMPLERS = {  # the first that suits an objective is its default
-    "posterior": Sampler(posterior_refinement, ("fmlm+",)),
-    "posterior-early": Sampler(partial(posterior_refinement, early=True), ("fmlm+",)),
+    "posterior": Sampler(posterior_refinement, ("fmlm+",), gives_up=True),
+    "posterior-early": Sampler(partial(posterior_refinement, early=True), ("fmlm+",),
+                               gives_up=True),
     "posterior-gumbel": Sampler(partial(posterior_refinement, gumbel=8), ("fmlm+",)),
     "posterior-4": Sampler(partial(drafts_of, 4), ("fmlm+",)),
     "posterior-8": Sampler(partial(drafts_of, 8), ("fmlm+",)),

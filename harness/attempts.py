@@ -89,14 +89,16 @@ class View(NamedTuple):
 
 
 class Judge(NamedTuple):
-    """Who decides whether a finished draft is believed, and from which probability on; and how
-    what is not believed is seen when it is drawn anew (`Task.views`)."""
+    """Who decides whether a finished draft is believed, and from which probability on; how what is
+    not believed is seen when it is drawn anew (`Task.views`); and what may be given up before its
+    last round (`Task.unique`)."""
 
     # (model, tokens, known, generator=) -> (B,) log-probabilities; None: the sum as committed
     score: Callable[..., Tensor] | None
     passes: int = 1
     believe: float = 0.9
     views: Callable | None = None
+    unique: Callable | None = None
 
 
 JUDGES = {"fmlm+": Judge(judge), "mdm": Judge(judge_by_halves, 2),
@@ -111,8 +113,9 @@ def judge_for(objective: str, task: Task) -> Judge:
                          f"{' or '.join(JUDGES)}, or leave --attempts out")
     if task.by_halves:
         noise = float(objective == "fmlm+")
-        return Judge(partial(judge_by_halves, noise=noise), 2, task.by_halves, task.views)
-    return JUDGES[objective]._replace(views=task.views)
+        return Judge(partial(judge_by_halves, noise=noise), 2, task.by_halves, task.views,
+                     task.unique)
+    return JUDGES[objective]._replace(views=task.views, unique=task.unique)
 
 
 def judge_by_rules(task: Task) -> Judge:
@@ -124,7 +127,7 @@ def judge_by_rules(task: Task) -> Judge:
             raise ValueError(f"{task.name} has no rules to check: leave --check-rules out")
         return right.float().log()
 
-    return Judge(by_rules, passes=0, views=task.views)
+    return Judge(by_rules, passes=0, views=task.views, unique=task.unique)
 
 
 def tries_of(objective: str, task: Task, most: int | None, by_rules: bool,
@@ -151,17 +154,25 @@ def in_batches(score: Callable[..., Tensor], model: Model, tokens: Tensor, known
 
 
 def attempt(sampler: Sampler, model: Model, given: Tensor, known: Tensor, nfe: int, judge: Judge,
-            generator: Generator | None, first: bool) -> tuple[Drawn, Tensor]:
-    """Complete `given` (n, L), but for the first time in another view, if there are any; and the
-    judge's scores of all but the `known`, (n,)."""
+            generator: Generator | None, first: bool, last: bool) -> tuple[Drawn, Tensor, Tensor]:
+    """Complete `given` (n, L), but for the first time in another view, if there are any. Returns
+    what was drawn, the judge's scores of all but the `known`, (n,), and the passes of both, (n,).
+
+    Where what is given may leave one sequence alone, a round that has to guess is mostly wrong: but
+    for the `last` time the last round is left out, and what would need it scores -inf, unjudged.
+    """
     view = None if first or not judge.views else View(*judge.views(len(given), generator,
                                                                    given.device))
     if view:
         given, known = view.of(given), known.gather(1, view.places)
-    drawn = sampler.complete(model, given, nfe, generator)
-    scores = (drawn.sure.log().sum(1) if judge.score is None else
-              in_batches(judge.score, model, drawn.tokens, known, generator))
-    return view.back(drawn) if view else drawn, scores
+    give_up = not last and sampler.gives_up and judge.unique and judge.unique(given).all()
+    drawn = sampler.complete(model, given, nfe, generator, **{"finish": False} if give_up else {})
+    done = (drawn.sure >= 0).all(1)
+    scores = drawn.sure.log().sum(1).where(done, -torch.inf)
+    if judge.score and done.any():
+        scores[done] = in_batches(judge.score, model, drawn.tokens[done], known[done], generator)
+    passes = drawn.passes + judge.passes * (done & (drawn.passes > 0))
+    return view.back(drawn) if view else drawn, scores, passes
 
 
 class Answer(NamedTuple):
@@ -182,8 +193,9 @@ def attempts(sampler: Sampler, model: Model, given: Tensor, nfe: int, most: int,
     completed anew, from fresh noise and in another view, at most `most` times (ours). The surest
     attempt is kept, a failed one otherwise forgotten.
 
-    The first attempt is `Sampler.complete` bit for bit, for judging comes after it. Later ones take
-    what is left, so a sequence that is believed costs nothing more. The judge's passes count.
+    A first attempt to the end is `Sampler.complete` bit for bit, for judging comes after it. Later
+    ones take what is left, so a sequence that is believed costs nothing more. The judge's passes
+    count. All but the last may be given up before their last round: see `attempt`.
     Raises ValueError for most < 1, believe outside (0, 1], or a sampler that leaves no chance.
     """
     if most < 1 or not 0 < judge.believe <= 1:
@@ -195,9 +207,10 @@ def attempts(sampler: Sampler, model: Model, given: Tensor, nfe: int, most: int,
     best = torch.full_like(left, -torch.inf, dtype=torch.float32)
     passes, tried = torch.zeros_like(left), torch.zeros_like(left)
     while len(left) and len(trace) < most:
-        asked = given[left]
-        drawn, scores = attempt(sampler, model, asked, asked >= 0, nfe, judge, generator, not trace)
-        passes[left] += drawn.passes + judge.passes * (drawn.passes > 0)
+        asked, first, last = given[left], not trace, len(trace) + 1 == most
+        drawn, scores, used = attempt(sampler, model, asked, asked >= 0, nfe, judge, generator,
+                                      first, last)
+        passes[left] += used
         tried[left] += 1
         trace.append((left, scores, drawn.trace))
         surer = ~(scores < best[left])

@@ -17,8 +17,8 @@ from harness.measure import BATCH, passes_used
 
 class Drawn(NamedTuple):
     """What a sampler drew: tokens (n, L), how sure it was of each when it last said so, 1 of what
-    was given, (n, L), and the passes of each sequence, (n,). And the `sample.Pass`es of the first
-    batch: those of all would fill the memory."""
+    was given and -1 of what it did not commit, (n, L), and the passes of each sequence, (n,). And
+    the `sample.Pass`es of the first batch: those of all would fill the memory."""
 
     tokens: Tensor
     sure: Tensor
@@ -32,17 +32,20 @@ class Sampler(NamedTuple):
     run: Callable[..., Tensor]
     objectives: tuple[str, ...]
     chance: bool = True  # whether another attempt draws anything else
+    gives_up: bool = False  # whether it can leave out its last round: see `sample.refine`
 
-    def complete(self, model: Model, given: Tensor, nfe: int,
-                 generator: Generator | None = None) -> Drawn:
-        """Complete `given` (n, L), -1 where unknown, BATCH at a time."""
+    def complete(self, model: Model, given: Tensor, nfe: int, generator: Generator | None = None,
+                 **options) -> Drawn:
+        """Complete `given` (n, L), -1 where unknown, BATCH at a time; options of the sampler."""
         done = []
         for part in given.split(BATCH):
             known, trace = part >= 0, []
             tokens = self.run(model, part.clamp(min=0), known, nfe, generator=generator,
-                              trace=trace)
+                              trace=trace, **options)
             sure = trace[-1].confidence if trace else torch.ones(part.shape, device=part.device)
-            done.append(Drawn(tokens, sure, passes_used(known, trace), [] if done else trace))
+            ended = sum((each.committed for each in trace), known)
+            done.append(Drawn(tokens, sure.where(ended, -1), passes_used(known, trace),
+                              [] if done else trace))
         return Drawn(*(torch.cat([getattr(each, name) for each in done])
                        for name in ("tokens", "sure", "passes")), done[0].trace)
 

@@ -127,9 +127,9 @@ def climb(model: Model, sampler: Sampler, given: Tensor, right_of: Callable[[Ten
     left, rows = torch.arange(n), []
     for tried in range(1, most + 1):
         known = given[left] >= 0
-        (tokens, sure, used, _), scores = attempt(sampler, model, context[left], known, nfe, judge,
-                                                  generator, tried == 1)
-        passes[left] += used + judge.passes * (used > 0)
+        (tokens, sure, *_), scores, used = attempt(sampler, model, context[left], known, nfe, judge,
+                                                   generator, tried == 1, tried == most)
+        passes[left] += used
         surer = ~(scores < best[left])
         kept[left[surer]], best[left[surer]] = tokens[surer], scores[surer]
         unsure = ~(scores.exp() >= judge.believe)

@@ -34,6 +34,7 @@ class Task:
     without_context: dict = {}  # what these are for an flm or fmlm: it needs no prompt
     state: dict = {}  # plain data that a checkpoint keeps to rebuild the task
     views: Callable | None = None  # (n, generator, device) -> symmetries: `attempts.View`, or None
+    unique: Callable | None = None  # given (n, L) -> (n,) bool: whether it may leave one sequence
     recipe: Callable | None = None  # (Batch, model, Draws) -> Batch: its addition to the paper's
     by_halves: float | None = None  # believe by delta_{0,0} from this on, an FMLM+ too
     attempts: int | None = None  # sample.py's at what is given, where the model can judge

@@ -18,6 +18,7 @@ SETTINGS = {  # chosen for two CPU cores
     "sudoku6": dict(minutes=9.5, batch=128, width=96, depth=6, heads=4),
     "sudoku9": dict(minutes=100., batch=128, width=128, depth=8, heads=4),
 }
+FEWEST = {"sudoku4": 4, "sudoku6": 8, "sudoku9": 17}  # clues of a puzzle with one solution
 TRIES = 50_000  # of the search for what a puzzle's solutions are: seconds
 DATA = {"sudoku4": (288, 0), "sudoku6": (20_000, 0), "sudoku9": (50_000, 20_000)}
 
@@ -82,6 +83,9 @@ class Sudoku(Task):
     def views(self, n: int, generator: Generator | None,
               device: torch.device) -> tuple[Tensor, Tensor]:
         return rules.symmetries(self.shape, n, generator, device)
+
+    def unique(self, given: Tensor) -> Tensor:
+        return (given >= 0).sum(1) >= FEWEST[self.name]
 
     def held_out(self, n: int) -> Tensor:
         return rules.load_boards(self.shape, "test", n)

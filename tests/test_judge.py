@@ -267,6 +267,77 @@ def test_the_first_attempt_is_what_the_sampler_draws_bit_for_bit_over_several_ba
     assert once.tokens.equal(POSTERIOR.complete(BOARDS_MODEL, given, 3, seeded(9)).tokens)
 
 
+def unsure_boards(clues):
+    """Two puzzles of so many clues; a model that is never sure, so that all rounds are needed; and
+    a judge that keeps what it was asked, and believes nothing."""
+    solution = torch.tensor(load_task("sudoku4").parse(SOLUTION))
+    given = torch.where(torch.arange(16) < clues, solution, -1).expand(2, 16)
+    model = asked_of(lambda x, s, t: torch.tensor([0.4, 0.3, 0.2, 0.1]).expand(x.shape))
+    model.vocab_size, judged = 4, []
+
+    def score(model, tokens, known, generator):
+        judged.append(len(tokens))
+        return torch.full((len(tokens),), -9.0)
+
+    return given, model, judged, Judge(score, unique=load_task("sudoku4").unique)
+
+
+def test_an_attempt_is_given_up_before_a_last_round_that_must_guess_and_is_not_judged():
+    """3 rounds, of which but for the last attempt 2 are made; the judge's pass is the last's."""
+    given, model, judged, judge = unsure_boards(4)
+    answer = attempts(POSTERIOR, model, given, 3, 3, judge, seeded())
+    assert len(model.calls) == 2 + 2 + 3 and judged == [2]
+    assert answer.passes.tolist() == [8, 8] and answer.tried.tolist() == [3, 3]
+    assert [scores.tolist() for _, scores, _ in answer.trace] == [
+        [-math.inf] * 2, [-math.inf] * 2, [-9.0] * 2]
+    rows = study.climb(unsure_boards(4)[1], POSTERIOR, given, partial(sudoku.valid, FOUR), 3, 3,
+                       judge, 0)
+    assert [row["nfe"] for row in rows] == [2, 4, 8]
+
+
+def test_beside_one_that_is_given_up_a_finished_one_is_judged():
+    """The one empty cell is committed in the first of 3 rounds."""
+    given, model, judged, judge = unsure_boards(torch.tensor([[15], [4]]))
+    answer = attempts(POSTERIOR, model, given, 3, 2, judge, seeded())
+    assert judged == [1, 2] and answer.passes.tolist() == [4, 6]
+    assert answer.trace[0][1].tolist() == [-9.0, -math.inf]
+
+
+def test_what_was_given_up_is_not_sure_as_committed_either():
+    given, model, _, judge = unsure_boards(4)
+    answer = attempts(POSTERIOR, model, given, 3, 2, judge._replace(score=None, passes=0), seeded())
+    (_, first, _), (_, last, _) = answer.trace
+    assert first.tolist() == [-math.inf] * 2 and answer.passes.tolist() == [5, 5]
+    assert last.tolist() == pytest.approx([12 * math.log(0.4)] * 2)
+
+
+@pytest.mark.parametrize("sampler, clues, says", [
+    (POSTERIOR, [3, 3], True),     # three clues leave several boards: to guess is fair
+    (POSTERIOR, [3, 4], True),     # one of a batch is enough
+    (POSTERIOR, [4, 4], False),    # a task that does not say
+    (SAMPLERS["a-priori-sampled"], [4, 4], True)])  # it needs all of its rounds, sure or not
+def test_every_attempt_is_made_to_its_end_where_to_guess_is_no_sign_of_a_mistake(
+        sampler, clues, says):
+    given, model, judged, judge = unsure_boards(torch.tensor(clues)[:, None])
+    judge = judge if says else judge._replace(unique=None)
+    answer = attempts(sampler, model, given, 3, 2, judge, seeded())
+    assert len(model.calls) == 6 and judged == [2, 2] and answer.passes.tolist() == [8, 8]
+
+
+def test_what_is_all_sure_before_the_last_round_is_judged_in_the_first_attempt():
+    given = torch.tensor([load_task("sudoku4").parse(PUZZLE)] * 3)
+    judge = judge_for("fmlm+", load_task("sudoku4"))
+    answer = attempts(POSTERIOR, BOARDS_MODEL, given, 4, 2, judge, seeded())
+    assert answer.believed.all() and answer.passes.tolist() == [2, 2, 2]
+
+
+def test_the_judges_of_a_task_know_what_may_be_given_up():
+    four, stories = load_task("sudoku4"), load_task("stories")
+    for judge in judge_for("fmlm+", four), judge_for("mdm", four), judge_by_rules(four):
+        assert judge.unique == four.unique
+    assert judge_for("fmlm+", stories).unique is None
+
+
 def test_another_attempt_has_fresh_noise():
     given = torch.full((30, 16), -1)
     never = Judge(lambda model, tokens, known, generator: torch.full((len(tokens),), -9.0))
@@ -430,8 +501,10 @@ def test_an_evaluation_with_attempts_has_mean_and_most_passes_and_who_was_believ
     tried = json.loads(capsys.readouterr().out)[0]
     for kind in "unconditional", "puzzles":
         (one,), (row,) = plain[kind], tried[kind]
-        assert row["attempts"] == 3 and row["most_passes"] == 9  # a fresh network is never sure
-        assert (row["believed"], row["believed_and_wrong"], row["passes"]) == (0, 0, 9.0)
+        # a fresh network is never sure: of a puzzle all but the last attempt are given up
+        passes = 9 if kind == "unconditional" else 1 + 1 + 3
+        assert row["attempts"] == 3 and row["most_passes"] == passes
+        assert (row["believed"], row["believed_and_wrong"], row["passes"]) == (0, 0, passes)
         assert "attempts" not in one and one["passes"] == 2
     assert evaluate([*words, "--attempts", "3", "--check-rules"]) == 0
     ruled = json.loads(capsys.readouterr().out)[0]

@@ -546,6 +546,31 @@ def test_what_is_sure_is_committed_beyond_the_budget():
     assert rounds == [[[0, 1, 3]], [[4]], [[2]]]
 
 
+def test_without_its_last_round_what_is_not_committed_is_as_the_last_draft_has_it():
+    """As above, but 1, 3 | 0, 4 and no third pass: token 2 is of the second draft. In one round
+    there is none to leave out, nor where the threshold leaves something to the last round always.
+    """
+    rounds, result = committed_by(posterior_refinement, FIXED, *nothing(1, 5), rounds=3,
+                                  finish=False)
+    assert rounds == [[[1, 3]], [[0, 4]]] and result.tolist() == [BEST]
+    model = Scripted(lambda number, x: torch.tensor(FIXED).roll(number, 1), vocab_size=3)
+    result = posterior_refinement(model, *nothing(1, 5), 3, finish=False, generator=seeded())
+    assert len(model.calls) == 2 and result.tolist() == [[1, 2, 2, 1, 1]]  # word + 1 of the second
+    for settings in dict(rounds=1), dict(rounds=3, threshold=math.inf), dict(rounds=3, gumbel=1):
+        every = [committed_by(posterior_refinement, FIXED, *nothing(1, 5), finish=finish,
+                              **settings) for finish in (True, False)]
+        assert every[0][0] == every[1][0] and len(every[0][0]) == settings["rounds"]
+
+
+def test_of_what_it_did_not_commit_a_sampler_says_minus_1():
+    sampler = SAMPLERS["posterior"]
+    drawn = sampler.complete(Scripted(FIXED), torch.full((2, 5), -1), 3, seeded(), finish=False)
+    assert drawn.tokens.tolist() == [BEST] * 2 and drawn.passes.tolist() == [2, 2]
+    assert drawn.sure.numpy() == pytest.approx(torch.tensor([[0.7, 0.9, -1, 0.8, 0.6]] * 2).numpy())
+    assert [name for name, each in SAMPLERS.items() if each.gives_up] == ["posterior",
+                                                                        "posterior-early"]
+
+
 @pytest.mark.parametrize("rounds, committed", [
     (1, [5]), (2, [3, 2]), (3, [2, 2, 1]), (4, [2, 1, 1, 1]), (5, [1] * 5)])
 def test_an_infinite_threshold_commits_the_uniform_budget_alone_however_sure_the_draft(

@@ -192,6 +192,24 @@ def test_a_minimal_puzzle_without_any_one_of_its_clues_has_two_solutions(shape):
                 assert count_solutions(shape, puzzle[:cell] + [-1] + puzzle[cell + 1:]) == 2
 
 
+def test_with_fewer_clues_than_FEWEST_no_4x4_puzzle_has_one_solution_and_with_as_many_some_have():
+    """How many boards have these clues of a board, for all its sets of 3, and of 4. Of 6x6 and 9x9
+    the numbers are published (17: arXiv 1201.0749)."""
+    boards = all_boards(FOUR)
+    three, four = (torch.tensor(list(itertools.combinations(range(16), k))) for k in (3, 4))
+    fewest = []
+    for board in boards:
+        same = boards == board  # (288, 16)
+        assert same[:, three].all(2).sum(0).min() > 1
+        fewest.append(int(same[:, four].all(2).sum(0).min()))
+    assert min(fewest) == 1
+    given = torch.full((2, 16), -1)
+    given[0, :3], given[1, :4] = 0, 0
+    assert load_task("sudoku4").unique(given).tolist() == [False, True]
+    given = torch.where(torch.arange(81) < torch.tensor([[17], [16]]), 1, -1)
+    assert load_task("sudoku9").unique(given).tolist() == [True, False]
+
+
 def test_a_removal_order_that_gets_stuck_gives_none_and_fifty_of_them_an_error():
     # No 4x4 puzzle with one solution has fewer than 4 clues, no 9x9 puzzle fewer than 17
     # (McGuire et al. 2012).
