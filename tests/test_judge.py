@@ -333,8 +333,8 @@ def test_what_is_all_sure_before_the_last_round_is_judged_in_the_first_attempt()
 
 def test_the_judges_of_a_task_know_what_may_be_given_up():
     four, stories = load_task("sudoku4"), load_task("stories")
-    for judge in judge_for("fmlm+", four), judge_for("mdm", four), judge_by_rules(four):
-        assert judge.unique == four.unique
+    for each in judge_for("fmlm+", four), judge_for("mdm", four), judge_by_rules(four):
+        assert each.unique == four.unique
     assert judge_for("fmlm+", stories).unique is None
 
 
