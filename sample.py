@@ -390,17 +390,19 @@ def main(arguments: list[str] | None = None) -> int:
     model, info = load_checkpoint(path, options.device, options.compile)
     name, sampler = choose_sampler(info["objective"], options.sampler, options.threshold)
     task, solving = task_of(info), lines is not None
-    precise = speed.in_bf16(options.bf16, options.device)
-    if options.bench:
-        with precise:
-            budgets = usual(info["objective"], len(task.coords), (1, 4, 16))
-            speed.sampling(sampler.run, model, len(task.coords), options.device, budgets)
-        return 0
     if solving and not completes(info):
         raise ValueError(f"this {info['objective']} was trained without prompts and knows no "
                          "context, so it cannot solve puzzles: use fmlm+")
     given, errors = terminal.read_given(task, lines, options)
+    for error in errors:
+        commands.say(f"sample.py: {error}")
     given = torch.tensor(given, device=options.device)
+    precise = speed.in_bf16(options.bf16, options.device)
+    if options.bench:
+        with precise:
+            speed.sampling(sampler.run, model, given,
+                           usual(info["objective"], len(task.coords), (1, 4, 16)))
+        return 2 if errors else 0
     generator = Generator(options.device).manual_seed(options.seed)
     most = task.attempts if solving and sampler.chance else None
     tries = tries_of(info["objective"], task, options.attempts, options.check_rules,
@@ -424,8 +426,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(terminal.verdicts(task, given, tokens, right, solving, answer, options.check_rules))
         print(f"{terminal.count(right, len(tokens), solving)}, {name}, {passes} network passes, "
               f"{seconds:.2f} s")
-    for error in errors:
-        commands.say(f"sample.py: {error}")
     return 2 if errors else 0
 
 

@@ -51,17 +51,17 @@ def in_bf16(asked: bool | None, device: torch.device) -> torch.autocast:
                           enabled=bf16_pays(device) if asked is None else asked)
 
 
-def sampling(sampler: Callable[..., Tensor], model: Denoiser, length: int,
-             device: torch.device, budgets: Sequence[int] = (1, 4, 16)) -> None:
-    """Print sequences per second and milliseconds a call, by batch size and NFE; batch 1 shows the
-    latency of one sequence."""
+def sampling(sampler: Callable[..., Tensor], model: Denoiser, given: Tensor,
+             budgets: Sequence[int] = (1, 4, 16)) -> None:
+    """Print sequences per second and milliseconds a call, by batch size and NFE, completing `given`
+    (n, L), -1 where unknown, over and over; batch 1 shows the latency of one sequence."""
     print(f"{'batch':>7}{'NFE':>6}{'sequences/s':>12}{'ms a call':>12}")
     for batch, nfe in itertools.product((1, 64, 256), budgets):
-        tokens = torch.zeros(batch, length, dtype=torch.int64, device=device)
+        asked = given[torch.arange(batch, device=given.device) % len(given)]
         seconds = []
         for _ in range(6):
             start = time.perf_counter()
-            sampler(model, tokens, tokens.bool(), nfe).cpu()  # .cpu() waits for a GPU
+            sampler(model, asked.clamp(min=0), asked >= 0, nfe).cpu()  # .cpu() waits for a GPU
             seconds.append(time.perf_counter() - start)
         middle = statistics.median(seconds[1:])
         print(f"{batch:>7}{nfe:>6}{batch / middle:>12,.0f}{1e3 * middle:>12.1f}", flush=True)

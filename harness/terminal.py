@@ -45,7 +45,7 @@ def parser(samplers: list[str]) -> commands.Parser:
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--trace", action="store_true", help="show the first one pass after pass")
     shown.add_argument("--json", action="store_true", help="print one JSON document")
-    add("--bench", action="store_true", help="time the sampler by batch and NFE, from nothing")
+    add("--bench", action="store_true", help="time the sampler by batch and NFE")
     add("--bf16", action="store_true", help="matrix products in bfloat16")
     add("--compile", action="store_true", help="half a minute to start, then faster: for thousands")
     add("--seed", type=commands.SEED, default=0)

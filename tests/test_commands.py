@@ -381,6 +381,20 @@ def test_sample_bench_prints_a_row_for_every_batch_and_number_of_passes(files, c
                 == pytest.approx(int(batch) / float(milliseconds) * 1000, rel=0.2))
 
 
+def test_sample_bench_completes_the_puzzles_given_over_and_over(files, capsys, tmp_path, monkeypatch):
+    asked = []
+    run = lambda model, tokens, known, nfe: asked.append(tokens.where(known, -1)) or tokens
+    monkeypatch.setitem(sample.SAMPLERS, "posterior", sample.Sampler(run, ("fmlm+",)))
+    first, second = "12.4341.2.4343.1", "1" + "." * 15
+    path = tmp_path / "puzzles"
+    path.write_text(f"{first}\n\n{second}\nnone\n")
+    assert sample.main([files["fmlm+"], "--bench", "--puzzles", str(path)]) == 2
+    assert "puzzles, line 4: " in capsys.readouterr().err
+    rows = [torch.tensor(sudoku.parse(FOUR, text)) for text in (first, second)]
+    assert {len(each) for each in asked} == {1, 64, 256}
+    assert all(each.equal(torch.stack([rows[i % 2] for i in range(len(each))])) for each in asked)
+
+
 @pytest.mark.parametrize("threshold", ["0.999", "0", "inf"])
 def test_a_threshold_is_that_of_posterior_refinement(threshold, files, capsys):
     assert sample.main([files["fmlm+"], "-n", "5", "--nfe", "4", "--seed", "3", "--json",
