@@ -77,7 +77,9 @@ def trace_of_attempts(task: Task, given: Tensor, answer) -> str:
     for i, (score, passes) in enumerate(tries):
         fate = "given up" if i != kept else "believed" if answer.believed[0] else "not sure, kept"
         draft = task.line(passes[-1].draft[0]) if passes else ""
-        lines.append(f"attempt {i + 1}: probability {math.exp(score):.3g}, {fate}"
+        done = sum((each.committed[0] for each in passes), given[0] >= 0).all()
+        sure = f"probability {math.exp(score):.3g}" if done else "unsure before its last round"
+        lines.append(f"attempt {i + 1}: {sure}, {fate}"
                      + (f"\n\n{trace(task, given, passes)}" if i == kept else f": {draft}"))
     return "\n".join(lines)
 

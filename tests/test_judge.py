@@ -303,6 +303,14 @@ def test_beside_one_that_is_given_up_a_finished_one_is_judged():
     assert answer.trace[0][1].tolist() == [-9.0, -math.inf]
 
 
+def test_the_trace_says_of_an_attempt_that_was_given_up_that_it_was_unsure():
+    given, model, _, judge = unsure_boards(4)
+    answer = attempts(POSTERIOR, model, given, 3, 2, judge, seeded())
+    lines = terminal.trace_of_attempts(load_task("sudoku4"), given, answer).splitlines()
+    assert lines[0] == "attempt 1: unsure before its last round, given up: " + "1234" + "1" * 12
+    assert lines[1] == "attempt 2: probability 0.000123, not sure, kept"
+
+
 def test_what_was_given_up_is_not_sure_as_committed_either():
     given, model, _, judge = unsure_boards(4)
     answer = attempts(POSTERIOR, model, given, 3, 2, judge._replace(score=None, passes=0), seeded())
