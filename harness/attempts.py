@@ -111,11 +111,11 @@ def judge_for(objective: str, task: Task) -> Judge:
     if objective not in JUDGES:
         raise ValueError(f"a model trained as {objective} cannot judge what it drew: use "
                          f"{' or '.join(JUDGES)}, or leave --attempts out")
+    judge = JUDGES[objective]
     if task.by_halves:
         noise = float(objective == "fmlm+")
-        return Judge(partial(judge_by_halves, noise=noise), 2, task.by_halves, task.views,
-                     task.unique)
-    return JUDGES[objective]._replace(views=task.views, unique=task.unique)
+        judge = Judge(partial(judge_by_halves, noise=noise), 2, task.by_halves)
+    return judge._replace(views=task.views, unique=task.unique)
 
 
 def judge_by_rules(task: Task) -> Judge:
@@ -165,8 +165,9 @@ def attempt(sampler: Sampler, model: Model, given: Tensor, known: Tensor, nfe: i
                                                                    given.device))
     if view:
         given, known = view.of(given), known.gather(1, view.places)
-    give_up = not last and sampler.gives_up and judge.unique and judge.unique(given).all()
-    drawn = sampler.complete(model, given, nfe, generator, **{"finish": False} if give_up else {})
+    if not last and sampler.gives_up and judge.unique and judge.unique(given).all():
+        sampler = sampler._replace(run=partial(sampler.run, finish=False))
+    drawn = sampler.complete(model, given, nfe, generator)
     done = (drawn.sure >= 0).all(1)
     scores = drawn.sure.log().sum(1).where(done, -torch.inf)
     if judge.score and done.any():

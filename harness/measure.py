@@ -97,6 +97,11 @@ def usual(objective: str, length: int, budgets: Sequence[int]) -> Sequence[int]:
     return list(dict.fromkeys(min(nfe, length) for nfe in budgets))
 
 
+def known_after(known: Tensor, trace: list) -> Tensor:
+    """What is known after the `sample.Pass`es of a trace, (B, L) bool, of what was at the start."""
+    return sum((record.committed for record in trace), known)
+
+
 def passes_used(known: Tensor, trace: list) -> Tensor:
     """How many passes drafted a sequence before nothing was left to commit: known (B, L) at the
     start, a trace of `sample.Pass`; returns (B,)."""

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from fmlm import Model
 from harness.checkpoints import BASELINES
-from harness.measure import BATCH, passes_used
+from harness.measure import BATCH, known_after, passes_used
 
 
 class Drawn(NamedTuple):
@@ -34,18 +34,17 @@ class Sampler(NamedTuple):
     chance: bool = True  # whether another attempt draws anything else
     gives_up: bool = False  # whether it can leave out its last round: see `sample.refine`
 
-    def complete(self, model: Model, given: Tensor, nfe: int, generator: Generator | None = None,
-                 **options) -> Drawn:
-        """Complete `given` (n, L), -1 where unknown, BATCH at a time; options of the sampler."""
+    def complete(self, model: Model, given: Tensor, nfe: int,
+                 generator: Generator | None = None) -> Drawn:
+        """Complete `given` (n, L), -1 where unknown, BATCH at a time."""
         done = []
         for part in given.split(BATCH):
             known, trace = part >= 0, []
             tokens = self.run(model, part.clamp(min=0), known, nfe, generator=generator,
-                              trace=trace, **options)
+                              trace=trace)
             sure = trace[-1].confidence if trace else torch.ones(part.shape, device=part.device)
-            ended = sum((each.committed for each in trace), known)
-            done.append(Drawn(tokens, sure.where(ended, -1), passes_used(known, trace),
-                              [] if done else trace))
+            done.append(Drawn(tokens, sure.where(known_after(known, trace), -1),
+                              passes_used(known, trace), [] if done else trace))
         return Drawn(*(torch.cat([getattr(each, name) for each in done])
                        for name in ("tokens", "sure", "passes")), done[0].trace)
 

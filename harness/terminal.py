@@ -10,6 +10,7 @@ import sys
 from torch import Tensor
 
 from harness import commands
+from harness.measure import known_after
 from harness.tasks import Task
 
 
@@ -77,7 +78,7 @@ def trace_of_attempts(task: Task, given: Tensor, answer) -> str:
     for i, (score, passes) in enumerate(tries):
         fate = "given up" if i != kept else "believed" if answer.believed[0] else "not sure, kept"
         draft = task.line(passes[-1].draft[0]) if passes else ""
-        done = sum((each.committed[0] for each in passes), given[0] >= 0).all()
+        done = known_after(given[:1] >= 0, passes)[0].all()
         sure = f"probability {math.exp(score):.3g}" if done else "unsure before its last round"
         lines.append(f"attempt {i + 1}: {sure}, {fate}"
                      + (f"\n\n{trace(task, given, passes)}" if i == kept else f": {draft}"))

@@ -381,7 +381,8 @@ def test_sample_bench_prints_a_row_for_every_batch_and_number_of_passes(files, c
                 == pytest.approx(int(batch) / float(milliseconds) * 1000, rel=0.2))
 
 
-def test_sample_bench_completes_the_puzzles_given_over_and_over(files, capsys, tmp_path, monkeypatch):
+def test_sample_bench_completes_the_puzzles_given_over_and_over(files, capsys, tmp_path,
+                                                                monkeypatch):
     asked = []
     run = lambda model, tokens, known, nfe: asked.append(tokens.where(known, -1)) or tokens
     monkeypatch.setitem(sample.SAMPLERS, "posterior", sample.Sampler(run, ("fmlm+",)))

@@ -563,8 +563,8 @@ def test_without_its_last_round_what_is_not_committed_is_as_the_last_draft_has_i
 
 
 def test_of_what_it_did_not_commit_a_sampler_says_minus_1():
-    sampler = SAMPLERS["posterior"]
-    drawn = sampler.complete(Scripted(FIXED), torch.full((2, 5), -1), 3, seeded(), finish=False)
+    sampler = SAMPLERS["posterior"]._replace(run=partial(posterior_refinement, finish=False))
+    drawn = sampler.complete(Scripted(FIXED), torch.full((2, 5), -1), 3, seeded())
     assert drawn.tokens.tolist() == [BEST] * 2 and drawn.passes.tolist() == [2, 2]
     assert drawn.sure.numpy() == pytest.approx(torch.tensor([[0.7, 0.9, -1, 0.8, 0.6]] * 2).numpy())
     assert [name for name, each in SAMPLERS.items() if each.gives_up] == ["posterior",
