@@ -1,8 +1,8 @@
-"""Accuracy against network passes: python -m harness.plot TABLE.json --out FILE.png [--title WORDS]
+"""Accuracy against network passes: python -m harness.plot TABLE.json... --out FILE.png
 
-Reads what an evaluation prints with --json (python -m sudoku.evaluate CKPT... --json), or the table
+Reads what evaluations print with --json (python -m sudoku.evaluate CKPT... --json), or the table
 that python -m harness.roads saves, of which --roads picks a line a system; a document may name its
-line with a "label".
+line with a "label". Of judged attempts (--attempts) it draws one mark, at their mean passes.
 
 Also what the pictures of refinement share (sudoku/plot.py, text/plot.py): which sequence to show,
 its colors, and how frames become one file that moves.
@@ -35,6 +35,7 @@ NAMES = {"duo": "Duo", "sflm": "S-FLM"}  # of systems, where capitals are not al
 # Okabe & Ito's: safe for all eyes
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 MARKERS = "os^DvP*X"  # beside seven colors; lines are dashed once all colors are used
+ATTEMPTS = " attempts"  # so the name of a line ends that is judged attempts
 # {panel: {line: [(NFE, %, low, high), ...]}}
 Panels = dict[str, dict[str, list[tuple[float, ...]]]]
 # of a sequence that is refined: what is given, committed, unsure, wrong; the dot that is noise
@@ -66,14 +67,16 @@ def save_figure(figure: Figure, file: str) -> None:
     print(f"figure: {file}")
 
 
-def read_table(path: str, roads: Sequence[str] | None = None) -> Panels:
-    """The JSON of an evaluation, by NFE: sequences from nothing, then a panel for each number of
-    clues. roads: of a table of `harness.roads` only the first line of each of these, in this order.
-    ValueError for a file that is none, has no row, a row that cannot be, a line of two points at
-    one NFE, or lacks a road."""
-    panels: Panels = {}
+def read_table(*paths: str, roads: Sequence[str] | None = None) -> Panels:
+    """The JSON of evaluations, by NFE, of judged attempts by mean passes: sequences from nothing,
+    then a panel for each number of clues. roads: of a table of `harness.roads` only the first line
+    of each of these, in this order. ValueError for files that are none, have no row, a row that
+    cannot be, a line of two points at one NFE, or lack a road."""
+    panels, documents, path = {}, [], ""
     try:
-        documents = json.loads(Path(path).read_text())
+        for path in paths:
+            documents += json.loads(Path(path).read_text())
+        path = " and ".join(paths)
         named = {document.get("road"): document for document in reversed(documents)}
         chosen = [named[road] for road in roads if road in named] if roads else documents
         found = [(kind, document, row) for kind in ("unconditional", "puzzles")
@@ -86,8 +89,11 @@ def read_table(path: str, roads: Sequence[str] | None = None) -> Panels:
             panel = f"{asked}{clues} solved, %" if kind == "puzzles" else "valid from nothing, %"
             panel = f"{row['set']} right, %" if "set" in row else panel
             line = document.get("label") or f"{system(document['objective'])}, {row['sampler']}"
+            passes = "nfe"
+            if "sampler" in row and "attempts" in row:
+                line, passes = f"{line}, {row['attempts']}{ATTEMPTS}", "passes"
             points = panels.setdefault(panel, {}).setdefault(line, [])
-            points.append(tuple(float(row[key]) for key in ("nfe", "percent", "low", "high")))
+            points.append(tuple(float(row[key]) for key in (passes, "percent", "low", "high")))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError,
             RecursionError) as error:
         raise ValueError(f"{path} is not what an evaluation prints with --json") from error
@@ -110,23 +116,27 @@ def read_table(path: str, roads: Sequence[str] | None = None) -> Panels:
 
 
 def draw_curves(panels: Panels, title: str | None) -> Figure:
-    """One panel for each key, from `read_table`, three in a row. A line looks the same in all of
-    them; its band, or bar where it is one point, goes from low to high: the 95% interval, or the
-    lowest and the highest seed."""
+    """One panel for each key, from `read_table`, three in a row, four two by two. A line looks the
+    same in all of them, attempts as what they are attempts of; its band, or bar where it is one
+    point, goes from low to high: the 95% interval, or the lowest and the highest seed."""
     names, legend = list(dict.fromkeys(name for lines in panels.values() for name in lines)), {}
-    columns = min(len(panels), 3)
+    tried = lambda name: name.rpartition(", ")[0] if name.endswith(ATTEMPTS) else name
+    looks = list(dict.fromkeys(map(tried, names)))
+    columns = 2 if len(panels) == 4 else min(len(panels), 3)
     rows = -(-len(panels) // columns)
-    figure = new_figure(3 * columns + 2.6, max(3.2 * rows, 0.23 * len(names) + 0.7))
+    figure = new_figure(3.2 * columns + 2.6, max(3.2 * rows, 0.23 * len(names) + 0.7))
     axes = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
     for axis in axes[len(panels):]:
         axis.remove()
     for axis, (panel, lines) in zip(axes, panels.items()):
         for name, points in lines.items():
-            (nfe, percent, low, high), k = zip(*points), names.index(name)
+            (nfe, percent, low, high), k = zip(*points), looks.index(tried(name))
+            judged = tried(name) != name
             style = dict(color=COLORS[k % len(COLORS)], marker=MARKERS[k % len(MARKERS)],
                          markersize=4.5 if len(points) > 1 else 7, linewidth=1.3, clip_on=False,
-                         linestyle=["-", "--", ":"][k // len(COLORS) % 3])
-            zorder = 3 + len(names) - k  # the first line lies on top
+                         linestyle="" if judged else ["-", "--", ":"][k // len(COLORS) % 3],
+                         markeredgecolor="black" if judged else None)
+            zorder = 3 + len(names) - names.index(name)  # the first line lies on top
             legend[name], = axis.plot(nfe, percent, **style, zorder=zorder)
             if len(points) > 1:
                 axis.fill_between(nfe, low, high, color=style["color"], alpha=0.12, linewidth=0)
@@ -135,11 +145,12 @@ def draw_curves(panels: Panels, title: str | None) -> Figure:
         ticks = sorted({nfe for points in lines.values() for nfe, *_ in points})
         if any(tick % 1 for tick in ticks):  # means: there are many, and none is a round number
             first, last = math.floor(math.log2(ticks[0])), math.ceil(math.log2(ticks[-1]))
-            ticks = [2**k for k in range(first, last + 1)]
+            ticks = [2**k for k in range(first, last + 1, 2 if last - first > 6 else 1)]
         axis.set_xscale("log", base=2)
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axis.set(xlabel="network passes (NFE)", ylim=(0, 100))
-        axis.set_title(panel, fontsize=10, loc="left")
+        axis.set(xlabel=f"network passes ({'NFE' if looks == names else 'attempts: mean'})",
+                 ylim=(0, 100))
+        axis.set_title(panel, fontsize=9.5, loc="left")
         axis.grid(axis="y", color="#e0e0e0", linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
     figure.legend([legend[name] for name in names], names, loc="outside right upper",
@@ -217,7 +228,7 @@ def pixels(figure: Figure) -> np.ndarray:
 def main(arguments: list[str] | None = None) -> int:
     parser = commands.Parser(prog="python -m harness.plot",
                              description="Draw accuracy against network passes.")
-    parser.add_argument("table", metavar="TABLE.json", type=commands.path,
+    parser.add_argument("tables", nargs="+", metavar="TABLE.json", type=commands.path,
                         help="what an evaluation prints with --json")
     parser.add_argument("--title", metavar="WORDS")
     parser.add_argument("--roads", nargs="+", metavar="NAME",
@@ -225,7 +236,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", metavar="FILE", required=True, type=commands.figure_file,
                         help="the picture: .png, .pdf or .svg")
     options = parser.parse_args(arguments)
-    save_figure(draw_curves(read_table(options.table, options.roads), options.title), options.out)
+    panels = read_table(*options.tables, roads=options.roads)
+    save_figure(draw_curves(panels, options.title), options.out)
     return 0
 
 

@@ -222,15 +222,38 @@ def test_a_set_of_another_kind_than_puzzles_names_its_panel_itself(table):
     assert list(read_table(table(documents))) == ["questions solved, %"]
 
 
+def test_of_judged_attempts_there_is_a_mark_at_their_mean_passes_and_tables_are_drawn_together(
+        table, tmp_path):
+    tried = {"objective": "fmlm+", "unconditional": [row("posterior", 5, 98) | {
+        "attempts": 64, "passes": 6.6}]}
+    climbed = {"label": "own", "unconditional": [  # of python -m sudoku.judge: a line of its own
+        {"attempts": tries, "nfe": nfe, "percent": 50, "low": 49, "high": 51}
+        for tries, nfe in ((1, 3.5), (2, 4.5))]}
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps([tried, climbed]))
+    assert read_table(table(DOCUMENTS), str(other))["valid from nothing, %"] == {
+        **read_table(table(DOCUMENTS))["valid from nothing, %"],
+        "FMLM+, posterior, 64 attempts": [(6.6, 98, 97, 100)],
+        "own": [(3.5, 50, 49, 51), (4.5, 50, 49, 51)]}
+    pytest.importorskip("matplotlib")
+    figure = draw_curves(read_table(table(DOCUMENTS), str(other)), None)
+    looks = [(line.get_color(), line.get_marker(), line.get_linestyle(), list(line.get_xdata()))
+             for line in figure.axes[0].lines]
+    assert looks[0][:2] == looks[4][:2] and [each[2:] for each in (looks[0], looks[4])] == [
+        ("-", [1, 9]), ("None", [6.6])]
+    assert {axis.get_xlabel() for axis in figure.axes} == {"network passes (attempts: mean)"}
+    assert len({look[:2] for look in looks}) == len(looks) - 1
+
+
 def test_of_a_table_of_roads_the_first_line_of_each_road_that_is_asked_for_is_drawn(
         table, tmp_path, capsys):
     of = lambda road, sampler, nfe: {"road": road, "label": f"{road}, {sampler}",
                                      "unconditional": [row(sampler, nfe, 50)]}
     path = table([of("mdm", "sampled", 1), of("mdm", "ancestral", 1), of("ar", "ar", 16),
                   of("ar", "ar-greedy", 16)])
-    assert read_table(path, ["ar", "mdm"]) == {"valid from nothing, %": {
+    assert read_table(path, roads=["ar", "mdm"]) == {"valid from nothing, %": {
         "ar, ar": [(16, 50, 49, 52)], "mdm, sampled": [(1, 50, 49, 52)]}}
-    assert list(read_table(path, ["ar", "mdm"])["valid from nothing, %"]) == ["ar, ar",
+    assert list(read_table(path, roads=["ar", "mdm"])["valid from nothing, %"]) == ["ar, ar",
                                                                              "mdm, sampled"]
     assert len(read_table(path)["valid from nothing, %"]) == 4
     for write, there in ((lambda: path, "mdm, ar"), (lambda: table(DOCUMENTS), "none")):
@@ -242,15 +265,19 @@ def test_of_a_table_of_roads_the_first_line_of_each_road_that_is_asked_for_is_dr
 
 def test_a_line_of_one_point_is_a_mark_with_a_bar_and_panels_stand_three_in_a_row(table):
     pytest.importorskip("matplotlib")
-    rows = [row("ar", 81, 40, clues=clues) for clues in (40, 35, 30, "minimal")]
-    figure = draw_curves(read_table(table([{"label": "AR", "puzzles": rows}])), None)
-    assert len(figure.axes) == 4
+    rows = [row("ar", 81, 40, clues=clues) for clues in (40, 35, 30, "minimal", "few")]
+    draw = lambda rows: draw_curves(read_table(table([{"label": "AR", "puzzles": rows}])), None)
+    figure = draw(rows)
+    assert len(figure.axes) == 5
     bar, = figure.axes[0].collections
     assert [list(point) for point in bar.get_segments()[0]] == [[81, 39], [81, 42]]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["AR"]
     places = [axis.get_subplotspec() for axis in figure.axes]
     assert [(place.rowspan.start, place.colspan.start) for place in places] == [
-        (0, 0), (0, 1), (0, 2), (1, 0)]
+        (0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+    four = [axis.get_subplotspec() for axis in draw(rows[:4]).axes]
+    assert [(place.rowspan.start, place.colspan.start) for place in four] == [
+        (0, 0), (0, 1), (1, 0), (1, 1)]
 
 
 @pytest.mark.parametrize("documents, message", [
@@ -284,7 +311,7 @@ def test_a_line_goes_through_its_points_and_looks_the_same_in_every_panel(table)
     corners = {tuple(point) for point in boards.collections[0].get_paths()[0].vertices}
     assert corners >= {(1, 19), (1, 22), (9, 79), (9, 82)}
     assert [tick.get_text() for tick in boards.get_xticklabels()] == ["1", "3", "9", "27"]
-    assert boards.get_xscale() == "log"
+    assert boards.get_xscale() == "log" and boards.get_xlabel() == "network passes (NFE)"
     assert boards.get_ylim() == (0, 100)
     assert thirty.lines[0].get_color() == boards.lines[0].get_color() != boards.lines[1].get_color()
     names = [text.get_text() for text in figure.legends[0].get_texts()]
@@ -352,7 +379,7 @@ def test_a_picture_that_cannot_be_is_refused_before_any_work(
 @pytest.mark.parametrize("arguments, message", [
     ([], "required: TABLE.json, --out"),
     (["nowhere.json", "--out", "a.png"], "nowhere.json is not what"),
-    (["x", "y", "--out", "a.png"], "unrecognized arguments: y"),
+    (["x", "y", "--out", "a.png"], "harness.plot: x is not what"),
     (["", "--out", "a.png"], "argument TABLE.json: must name a file, not ''")])
 def test_curves_of_no_table_are_one_sentence_and_status_2(arguments, message, capsys):
     assert plot_curves(arguments) == 2

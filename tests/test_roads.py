@@ -1154,7 +1154,7 @@ def test_the_command_trains_bases_first_and_each_once_and_its_table_can_be_drawn
     assert list(lines) == ["MDM, confidence-sampled", "MDM, ancestral", "FMLM+ started from an MDM",
                            "FMLM+ distilled from an MDM"]
     assert lines["MDM, ancestral"][0] == (1, 50.5, 50, 51)
-    few = read_table(str(tmp_path / "sudoku4.json"), ["distilled", "mdm"])
+    few = read_table(str(tmp_path / "sudoku4.json"), roads=["distilled", "mdm"])
     assert list(few["valid from nothing, %"]) == ["FMLM+ distilled from an MDM",
                                                   "MDM, confidence-sampled"]
     calls = len(called), len(asked)
