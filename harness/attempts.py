@@ -29,27 +29,27 @@ def log_probability(model: Model, tokens: Tensor, asked: Tensor, s: Tensor, t: T
     return torch.where(asked, log_p, 0.0).sum(1)
 
 
-def judge(model: Model, tokens: Tensor, known: Tensor, s: float | None = None,
+def judge(model: Model, tokens: Tensor, known: Tensor, s: float = 0.72,
           generator: Generator | None = None) -> Tensor:
-    """How surely the model would write a finished draft again (ours, not the papers'):
+    """How surely the model would write a finished sequence again (ours, not the papers'):
 
-        score = sum over generated tokens of log D_s(x_s)[token],   x_s = (1-s) noise + s draft
+        score = sum over all tokens of log D_s(x_s)[token],   x_s = (1-s) noise + s tokens
 
-    in one pass, known tokens clean. A wrong draft is none of the sequences of the data, so each of
-    them disagrees with it in some token: the disagreements that D_s expects sum to 1 at least, and
-    log(1 - q) <= -q, so an exact model scores it -1 or less at **every** s. A right one rises to 0
-    as s rises and all other sequences are ruled out. A network near 1 reads each token off x_s
-    alone, which is all that data asks of it there, so s is the latest time at which wrong drafts
-    still keep to the bound: by default 0.6, and 0.7 where nothing is given and more is to be ruled
-    out. tokens: (B, L) int64; known: (B, L) bool. Returns (B,); 0 where nothing was generated.
-    Raises ValueError for an s outside (0, 1).
+    in one pass. A wrong one is none of the sequences of the data, so each of them disagrees with it
+    in some token: the disagreements that D_s expects sum to 1 at least, and log(1 - q) <= -q, so an
+    exact model scores it -1 or less at **every** s. A right one rises to 0 as s rises and all other
+    sequences are ruled out. A network near 1 reads each token off x_s alone, which is all that data
+    asks of it there, so s is the latest time at which wrong drafts still keep to the bound.
+    `known` is not looked at: what is given is asked too, for a misprinted clue contradicts a draft
+    that is right otherwise, and as clean context, of which no data says so, it would go unnoticed.
+    tokens: (B, L) int64; known: (B, L) bool. Returns (B,). ValueError for an s outside (0, 1).
     """
-    check_tokens(model, tokens, torch.ones_like(known))
-    if s is not None and not 0 < s < 1:
+    everything = torch.ones_like(known)
+    check_tokens(model, tokens, everything)
+    if not 0 < s < 1:
         raise ValueError(f"the judge's time s must lie between 0 and 1, got {s}")
-    time = torch.where(known.any(1), *((0.6, 0.7) if s is None else (s, s)))
-    time = token_times(time, known)
-    return log_probability(model, tokens, ~known, time, time, generator)
+    time = torch.full(known.shape, s, device=known.device)
+    return log_probability(model, tokens, everything, time, time, generator)
 
 
 def judge_by_halves(model: Model, tokens: Tensor, known: Tensor, noise: float = 0,
@@ -172,7 +172,7 @@ def attempt(sampler: Sampler, model: Model, given: Tensor, known: Tensor, nfe: i
     scores = drawn.sure.log().sum(1).where(done, -torch.inf)
     if judge.score and done.any():
         scores[done] = in_batches(judge.score, model, drawn.tokens[done], known[done], generator)
-    passes = drawn.passes + judge.passes * (done & (drawn.passes > 0))
+    passes = drawn.passes + judge.passes * done
     return view.back(drawn) if view else drawn, scores, passes
 
 

@@ -28,7 +28,7 @@ from harness.samplers import Sampler, choose_sampler
 from harness.speed import in_bf16
 from harness.tasks import Task
 
-TIMES = (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+TIMES = (0.4, 0.5, 0.6, 0.7, 0.72, 0.8, 0.9, 0.95)
 Score = Callable[..., Tensor]  # (model, tokens, known, generator=) -> (B,)
 Keep = Callable[..., Tensor]  # (tokens, sure, tokens of the attempt before, or None, unknown)
 Set = tuple[Tensor, Callable[[Tensor], Tensor]]  # what is given, (n, L); which answers are right
@@ -39,7 +39,7 @@ Set = tuple[Tensor, Callable[[Tensor], Tensor]]  # what is given, (n, L); which 
 
 def asked_at(model: Model, tokens: Tensor, known: Tensor, s: float, t: float,
              generator: Generator) -> Tensor:
-    """The sum over generated tokens of log delta_{s,t}(x_s)[token], (B,); s = t is `judge`."""
+    """The sum over generated tokens of log delta_{s,t}(x_s)[token], (B,), given the others."""
     s, t = (token_times(torch.full(known.shape[:1], time, device=known.device), known)
             for time in (s, t))
     return log_probability(model, tokens, ~known, s, t, generator)
@@ -54,6 +54,7 @@ SCORES: dict[str, tuple[int, Score]] = {  # name -> passes, score
     "a-priori, delta_00": (1, partial(asked_at, s=0.0, t=0.0)),
     **{f"delta_s1, s = {s}": (1, partial(asked_at, s=s, t=1.0)) for s in (0.4, 0.6, 0.8)},
     **{f"D_s, s = {s}": (1, partial(judge, s=s)) for s in TIMES},
+    **{f"D_s, s = {s}, given clean": (1, partial(asked_at, s=s, t=s)) for s in (0.6, 0.8)},
     "default s, two noises": (2, averaged),
     "halves, delta_00": (2, partial(judge_by_halves, noise=1)),
 }

@@ -1,12 +1,15 @@
 """Whom to believe: python -m sudoku.judge [CKPT] [--clues 30 minimal few] [--attempts 16]
 
-`harness.study` on held-out puzzles, and on boards from nothing (--clues 0); and the scores of an
-exact model (--exact): all boards of 4x4, and the two modes of the toy.
+`harness.study` on held-out puzzles, as they are or with a clue misprinted (--misprint), and on
+boards from nothing (--clues 0); and the scores of an exact model (--exact): all boards of 4x4, and
+the two modes of the toy.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 from functools import partial
 
 import torch
@@ -19,6 +22,7 @@ from harness.tasks import Task
 from sample import surest
 from sudoku import boards as sudoku
 from sudoku.evaluate import shape_of
+from sudoku.task import TRIES
 from toy.exact import Exact
 
 KEEP = {
@@ -29,13 +33,12 @@ KEEP = {
 }
 
 
-def exact_scores(sequences: Tensor, clues: int, n: int, seed: int) -> list[dict]:
+def exact_scores(sequences: Tensor, n: int, seed: int) -> list[dict]:
     """D_s of an exact model, by s: n of its sequences, and the same with two tokens swapped (with
     one changed, where that is no draft either)."""
     generator, model = Generator().manual_seed(seed), Exact(sequences)
     right = sequences[torch.randint(len(sequences), (n,), generator=generator)]
-    order = torch.rand(right.shape, generator=generator).argsort(1).argsort(1)
-    known, wrong = order < clues, right.clone()
+    known, wrong = torch.zeros_like(right, dtype=torch.bool), right.clone()
     if model.sequences.shape[1] > 2:
         wrong = swapped(right, known, generator)
     else:
@@ -57,18 +60,40 @@ def main(arguments: list[str] | None = None) -> int:
     add("--clues", type=commands.clue_count, nargs="+", default=[30, "minimal"],
         help="kinds of puzzles, 0 for boards from nothing (default 30 minimal)")
     add("--puzzles", type=commands.SEED, default=0, help="seed of the puzzles")
+    add("--misprint", action="store_true", help="one clue of each puzzle is another digit: it has "
+        "no solution, and nothing is to be believed")
     add("--exact", action="store_true", help="exact models in place of a checkpoint")
     options = parser.parse_args(arguments)
     if not options.exact:
-        study.report(options, partial(puzzles, options=options), sudoku.SHAPES, KEEP)
+        keep = {} if options.misprint else KEEP
+        study.report(options, partial(puzzles, options=options), sudoku.SHAPES, keep)
         return 0
-    sets = {"two modes": (torch.tensor([[0, 0], [1, 1]]), 0),
-            "4x4, no clue": (sudoku.all_boards(sudoku.SHAPES["sudoku4"]), 0),
-            "4x4, 4 clues": (sudoku.all_boards(sudoku.SHAPES["sudoku4"]), 4)}
-    found = {name: exact_scores(*each, options.n, options.seed) for name, each in sets.items()}
+    sets = {"two modes": torch.tensor([[0, 0], [1, 1]]),
+            "4x4": sudoku.all_boards(sudoku.SHAPES["sudoku4"])}
+    found = {name: exact_scores(each, options.n, options.seed) for name, each in sets.items()}
     print(json.dumps(found) if options.json else
           "\n\n".join(table(rows, f"exact, {name}") for name, rows in found.items()))
     return 0
+
+
+def misprinted(shape: sudoku.Shape, puzzles: Tensor, seed: int) -> Tensor:
+    """These puzzles (n, L), in each of which one clue is another digit, so that it has no solution.
+    ValueError where that cannot be done."""
+    rng, rows = random.Random(seed), []
+    for puzzle in puzzles.tolist():
+        clues = [(cell, digit) for cell, digit in enumerate(puzzle) if digit >= 0]
+        wrong = [(cell, (digit + more) % shape.size) for cell, digit in clues
+                 for more in range(1, shape.size)]
+        for cell, digit in rng.sample(wrong, len(wrong)):
+            with contextlib.suppress(TimeoutError):
+                row = [*puzzle[:cell], digit, *puzzle[cell + 1:]]
+                if not sudoku.count_solutions(shape, row, limit=1, tries=TRIES):
+                    break
+        else:
+            raise ValueError("a puzzle has a solution whichever clue is misprinted: ask for more "
+                             "clues, or leave --misprint out")
+        rows.append(row)
+    return torch.tensor(rows)
 
 
 def puzzles(path: str, info: dict, task: Task, options) -> dict[str, study.Set]:
@@ -79,6 +104,8 @@ def puzzles(path: str, info: dict, task: Task, options) -> dict[str, study.Set]:
         right_of = partial(sudoku.valid, shape)
         if clues != 0:
             given, solutions = sudoku.load_puzzles(shape, clues, options.n, options.puzzles)
+            if options.misprint:
+                given = misprinted(shape, given, options.puzzles)
             right_of = lambda tokens, solutions=solutions: (tokens == solutions).all(1)
         sets[clues] = given, right_of
     return sets

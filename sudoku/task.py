@@ -16,7 +16,7 @@ from sudoku.recipe import BOARDS_FIRST, recipe
 SETTINGS = {  # chosen for two CPU cores
     "sudoku4": dict(minutes=2.3, batch=256, width=64, depth=5, heads=4),
     "sudoku6": dict(minutes=9.5, batch=128, width=96, depth=6, heads=4),
-    "sudoku9": dict(minutes=100., batch=128, width=128, depth=8, heads=4),
+    "sudoku9": dict(minutes=100., batch=128, width=128, depth=12, heads=4, optimizer="muon"),
 }
 FEWEST = {"sudoku4": 4, "sudoku6": 8, "sudoku9": 17}  # clues of a puzzle with one solution
 TRIES = 50_000  # of the search for what a puzzle's solutions are: seconds

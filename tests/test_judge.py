@@ -20,7 +20,7 @@ from harness.samplers import Drawn, Sampler
 from harness.tasks import load_task
 from sample import SAMPLERS, Pass, choose_sampler
 from sudoku import boards as sudoku
-from sudoku.judge import main as study_sudoku
+from sudoku.judge import main as study_sudoku, misprinted
 from sudoku.evaluate import main as evaluate
 from toy.exact import Exact
 
@@ -54,17 +54,24 @@ def asked_of(answer):
 
 # ---- the score
 
-def test_it_is_the_sum_over_generated_tokens_of_log_D_s_on_the_diagonal_in_one_pass():
+def test_it_is_the_sum_over_all_tokens_of_log_D_s_on_the_diagonal_in_one_pass():
     table = torch.tensor([[0.7, 0.3], [0.2, 0.8], [0.6, 0.4]])
     model = asked_of(lambda x, s, t: table.expand(x.shape))
     tokens, known = torch.tensor([[0, 1, 1]]), torch.tensor([[False, False, True]])
     score = judge(model, tokens, known, 0.6, seeded(1))
-    assert score.item() == pytest.approx(math.log(0.7) + math.log(0.8))  # not the clue's 0.4
+    assert score.item() == pytest.approx(math.log(0.7) + math.log(0.8) + math.log(0.4))  # a clue's
     (x, s, t), = model.calls
-    assert s.tolist() == t.tolist() == [[pytest.approx(0.6), pytest.approx(0.6), 1.0]]
+    assert s.tolist() == t.tolist() == [[pytest.approx(0.6)] * 3]
     noise = torch.randn((1, 3, 2), generator=seeded(1))
-    expected = 0.4 * noise + 0.6 * F.one_hot(tokens, 2)
-    assert torch.allclose(x[0, :2], expected[0, :2]) and x[0, 2].tolist() == [0, 1]
+    assert torch.allclose(x, 0.4 * noise + 0.6 * F.one_hot(tokens, 2))
+
+
+@pytest.mark.parametrize("s", TIMES)
+def test_a_misprinted_clue_is_believed_no_more_than_a_wrong_draft(s):
+    """A right board of which one token is another digit, given like half of the others."""
+    given = torch.arange(16) % 2 == 0
+    wrong = torch.where(torch.arange(16) == 6, (BOARDS + 1) % 4, BOARDS)
+    assert (judge(BOARDS_MODEL, wrong, given.expand(wrong.shape), s, seeded(9)) <= -1).all()
 
 
 def test_halves_ask_every_generated_token_once_given_the_other_half_on_masks():
@@ -119,11 +126,11 @@ def test_the_halves_of_an_exact_model_know_a_board_of_few_symbols_from_one_with_
     assert bad.max() < right.median()
 
 
-def test_it_asks_at_0_6_where_something_is_given_and_at_0_7_where_nothing_is():
+def test_it_asks_at_0_72_whatever_is_given():
     model = asked_of(lambda x, s, t: torch.full_like(x, 0.5))
     judge(model, torch.zeros(2, 2, dtype=torch.int64), torch.tensor([[True, False], [False] * 2]))
     (_, s, _), = model.calls
-    assert torch.allclose(s, torch.tensor([[1, 0.6], [0.7, 0.7]]))
+    assert torch.allclose(s, torch.tensor(0.72).expand(2, 2))
 
 
 @pytest.mark.parametrize("s", [0, 1, -0.1, math.nan])
@@ -187,7 +194,7 @@ def test_what_is_believed_costs_nothing_more_while_others_go_on():
     dice = Dice(0, 0, 0, belief=[0.2, 0.95])
     answer = dice.tried(given, 3)
     assert dice.calls == dice.judged == [3, 1, 1]
-    assert answer.tried.tolist() == [1, 3, 1] and answer.passes.tolist() == [3, 9, 0]
+    assert answer.tried.tolist() == [1, 3, 1] and answer.passes.tolist() == [3, 9, 1]
     assert answer.believed.tolist() == [True, False, True]
     assert answer.tokens.tolist() == [[0, 0, 0, 1], [0, 0, 0, 0], [0, 1, 0, 1]]
 
@@ -563,6 +570,23 @@ def test_the_exact_table_believes_no_wrong_draft_and_all_right_ones_late(capsys)
         assert all(row["high_wrong"] <= -1 and row["wrong_believed"] == 0 for row in rows)
         assert rows[-1]["area"] == 1 and rows[-1]["right_believed"] == 100
         assert rows[0]["right_believed"] < 50
+
+
+@pytest.mark.usefixtures("cache")
+def test_the_study_misprints_one_clue_of_each_puzzle_so_that_it_has_no_solution(
+        checkpoint, capsys):
+    puzzles, _ = sudoku.load_puzzles(FOUR, 6, 30, 3)
+    wrong = misprinted(FOUR, puzzles, 3)
+    assert ((wrong != puzzles).sum(1) == 1).all() and ((wrong < 0) == (puzzles < 0)).all()
+    assert all(sudoku.count_solutions(FOUR, row) == 0 for row in wrong.tolist())
+    assert misprinted(FOUR, puzzles, 3).equal(wrong) and len((wrong != puzzles).nonzero()[:, 1].unique()) > 5
+    with pytest.raises(ValueError, match="whichever clue is misprinted"):
+        misprinted(FOUR, torch.tensor([[1, *[-1] * 15]]), 0)
+    words = [checkpoint("fmlm+"), "-n", "30", "--nfe", "2", "--attempts", "2", "--clues", "6"]
+    assert study_sudoku([*words, "--puzzles", "3", "--misprint", "--json"]) == 0
+    *systems, study_of_it = json.loads(capsys.readouterr().out)
+    assert all(row["right"] == 0 and row["area"] is None for row in study_of_it["scores"])
+    assert all(row["percent"] == 0 for system in systems for row in system["puzzles"])
 
 
 @pytest.mark.usefixtures("cache")

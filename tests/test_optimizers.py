@@ -71,10 +71,10 @@ def test_it_finds_the_blocks_of_every_system_and_moves_them(objective):
     assert not any(map(torch.equal, before, matrices(run.optimizer)))
 
 
-def test_text_is_trained_by_muon_unless_told_otherwise_and_all_else_by_adamw():
+def test_text_and_9x9_are_trained_by_muon_unless_told_otherwise_and_all_else_by_adamw():
     assert [parse(words)[0].optimizer for words in (
-        ["text"], ["text", "--optimizer", "adamw"], ["stories"], ["sudoku9"])] == [
-            "muon", "adamw", "adamw", "adamw"]
+        ["text"], ["text", "--optimizer", "adamw"], ["stories"], ["sudoku9"], ["sudoku6"])] == [
+            "muon", "adamw", "adamw", "muon", "adamw"]
 
 
 def test_two_steps_of_a_matrix_by_hand():
