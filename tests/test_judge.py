@@ -4,6 +4,7 @@ The bounds come from one line of theory (see `judge`): an exact model scores no 
 -1; the two modes 00 and 11 give log(1/4) at most for 01, for p (1 - p) <= 1/4.
 """
 
+import argparse
 import json
 import math
 from functools import partial
@@ -20,7 +21,7 @@ from harness.samplers import Drawn, Sampler
 from harness.tasks import load_task
 from sample import SAMPLERS, Pass, choose_sampler
 from sudoku import boards as sudoku
-from sudoku.judge import main as study_sudoku, misprinted
+from sudoku.judge import main as study_sudoku, misprinted, puzzles as study_sets
 from sudoku.evaluate import main as evaluate
 from toy.exact import Exact
 
@@ -131,6 +132,16 @@ def test_it_asks_at_0_72_whatever_is_given():
     judge(model, torch.zeros(2, 2, dtype=torch.int64), torch.tensor([[True, False], [False] * 2]))
     (_, s, _), = model.calls
     assert torch.allclose(s, torch.tensor(0.72).expand(2, 2))
+
+
+def test_the_study_also_asks_generated_tokens_alone_with_what_is_given_clean():
+    table = torch.tensor([[0.7, 0.3], [0.6, 0.4]])
+    model = asked_of(lambda x, s, t: table.expand(x.shape))
+    passes, score = study.SCORES["D_s, s = 0.6, given clean"]
+    tokens, known = torch.tensor([[0, 1]]), torch.tensor([[False, True]])
+    assert score(model, tokens, known, generator=seeded()).item() == pytest.approx(math.log(0.7))
+    (_, s, t), = model.calls
+    assert s.tolist() == t.tolist() == [[pytest.approx(0.6), 1.0]] and passes == 1
 
 
 @pytest.mark.parametrize("s", [0, 1, -0.1, math.nan])
@@ -579,9 +590,13 @@ def test_the_study_misprints_one_clue_of_each_puzzle_so_that_it_has_no_solution(
     wrong = misprinted(FOUR, puzzles, 3)
     assert ((wrong != puzzles).sum(1) == 1).all() and ((wrong < 0) == (puzzles < 0)).all()
     assert all(sudoku.count_solutions(FOUR, row) == 0 for row in wrong.tolist())
-    assert misprinted(FOUR, puzzles, 3).equal(wrong) and len((wrong != puzzles).nonzero()[:, 1].unique()) > 5
+    assert misprinted(FOUR, puzzles, 3).equal(wrong)
+    assert len((wrong != puzzles).nonzero()[:, 1].unique()) > 5
     with pytest.raises(ValueError, match="whichever clue is misprinted"):
         misprinted(FOUR, torch.tensor([[1, *[-1] * 15]]), 0)
+    asked = argparse.Namespace(clues=[6, 0], n=30, puzzles=3, misprint=True)
+    sets = study_sets("any", {"task": "sudoku4"}, load_task("sudoku4"), asked)
+    assert sets[6][0].equal(wrong) and (sets[0][0] < 0).all()
     words = [checkpoint("fmlm+"), "-n", "30", "--nfe", "2", "--attempts", "2", "--clues", "6"]
     assert study_sudoku([*words, "--puzzles", "3", "--misprint", "--json"]) == 0
     *systems, study_of_it = json.loads(capsys.readouterr().out)

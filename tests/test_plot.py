@@ -243,6 +243,7 @@ def test_of_judged_attempts_there_is_a_mark_at_their_mean_passes_and_tables_are_
         ("-", [1, 9]), ("None", [6.6])]
     assert {axis.get_xlabel() for axis in figure.axes} == {"network passes (attempts: mean)"}
     assert len({look[:2] for look in looks}) == len(looks) - 1
+    assert figure.axes[0].lines[4].get_markeredgecolor() == "black"
 
 
 def test_of_a_table_of_roads_the_first_line_of_each_road_that_is_asked_for_is_drawn(
@@ -459,3 +460,10 @@ def test_mean_passes_that_are_no_whole_numbers_have_powers_of_two_as_ticks():
     panels = {"solved": {"a line": [(2.75, 50.0, 40.0, 60.0), (9.5, 90.0, 80.0, 95.0)]}}
     axis, = draw_curves(panels, None).axes
     assert axis.get_xticks().tolist() == [2, 4, 8, 16]
+
+
+def test_over_more_than_64_times_as_many_passes_every_other_power_of_two_is_a_tick():
+    pytest.importorskip("matplotlib")
+    panels = {"solved": {"a line": [(1.0, 50.0, 40.0, 60.0), (137.3, 90.0, 80.0, 95.0)]}}
+    axis, = draw_curves(panels, None).axes
+    assert axis.get_xticks().tolist() == [1, 4, 16, 64, 256]
