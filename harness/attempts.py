@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from fmlm import Model, interpolate, one_hot, token_times
+from fmlm import Model, interpolate, one_hot
 from harness.measure import BATCH, check_tokens
 from harness.samplers import Drawn, Sampler
 from harness.tasks import Task
@@ -39,9 +39,10 @@ def judge(model: Model, tokens: Tensor, known: Tensor, s: float = 0.72,
     in some token: the disagreements that D_s expects sum to 1 at least, and log(1 - q) <= -q, so an
     exact model scores it -1 or less at **every** s. A right one rises to 0 as s rises and all other
     sequences are ruled out. A network near 1 reads each token off x_s alone, which is all that data
-    asks of it there, so s is the latest time at which wrong drafts still keep to the bound.
-    `known` is not looked at: what is given is asked too, for a misprinted clue contradicts a draft
-    that is right otherwise, and as clean context, of which no data says so, it would go unnoticed.
+    asks of it there, so s is the latest time at which wrong drafts still keep to the bound (0.72:
+    of 9x9). `known` is not looked at: what is given is asked too, for a misprinted clue contradicts
+    a draft that is right otherwise, and as clean context, which data never has wrong, it would go
+    unnoticed.
     tokens: (B, L) int64; known: (B, L) bool. Returns (B,). ValueError for an s outside (0, 1).
     """
     everything = torch.ones_like(known)

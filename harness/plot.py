@@ -72,7 +72,8 @@ def read_table(*paths: str, roads: Sequence[str] | None = None) -> Panels:
     then a panel for each number of clues. roads: of a table of `harness.roads` only the first line
     of each of these, in this order. ValueError for files that are none, have no row, a row that
     cannot be, a line of two points at one NFE, or lack a road."""
-    panels, documents, path = {}, [], ""
+    panels: Panels = {}
+    documents, path = [], ""
     try:
         for path in paths:
             documents += json.loads(Path(path).read_text())
